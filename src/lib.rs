@@ -1,0 +1,12 @@
+//! defender-bridge: a queue worker between Cisco Threat Response, Vectra Cognito and Microsoft Defender for Endpoint.
+//!
+//! ```text
+//! relay   caller -> ingress -> [queue, ask] -> worker -> Entra/Defender/Graph -> mapping -> reply -> caller
+//! ```
+//!
+//! The edges (HTTP, queue, vendor APIs) are thin; the middle (mapping, query building, retry arithmetic) is pure: values
+//! and `now` in, values out. The ingress authenticates, validates, publishes and writes the answer; it never calls a
+//! vendor. Workers do the rest, so that the service scales by adding worker processes.
+
+pub mod broker;
+pub mod defender;

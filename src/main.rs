@@ -1,0 +1,3 @@
+//! The `defender-bridge` command.
+
+fn main() {}
