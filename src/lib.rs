@@ -9,4 +9,7 @@
 //! vendor. Workers do the rest, so that the service scales by adding worker processes.
 
 pub mod broker;
+pub mod credentials;
 pub mod defender;
+pub mod job;
+pub mod shutdown;
