@@ -13,3 +13,4 @@ pub mod credentials;
 pub mod defender;
 pub mod job;
 pub mod shutdown;
+pub mod telemetry;

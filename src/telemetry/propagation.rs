@@ -1,0 +1,159 @@
+//! The W3C trace context (`traceparent`, `tracestate`) into and out of HTTP and message headers, and the spans on both
+//! sides of the queue. Attribute names follow the OpenTelemetry conventions for HTTP and messaging; the messaging ones
+//! are still in development there, which is why they stand in this file only (`rabbitmq.md` 8).
+
+use http::HeaderMap;
+use opentelemetry::Context;
+use opentelemetry::propagation::{Extractor, Injector};
+use opentelemetry::trace::TraceContextExt as _;
+use tracing::Span;
+use tracing::field::Empty;
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+
+use crate::broker::{Delivery, Headers, Message, Queue};
+
+/// Carries trace context in message headers.
+struct MessageCarrier<'a>(&'a mut Headers);
+
+impl Injector for MessageCarrier<'_> {
+    fn set(&mut self, key: &str, value: String) {
+        // An empty `tracestate` says nothing.
+        if !value.is_empty() {
+            self.0.insert(key.to_owned(), value);
+        }
+    }
+}
+
+struct MessageReader<'a>(&'a Headers);
+
+impl Extractor for MessageReader<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).map(String::as_str)
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(String::as_str).collect()
+    }
+}
+
+struct HttpReader<'a>(&'a HeaderMap);
+
+impl Extractor for HttpReader<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key)?.to_str().ok()
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(http::HeaderName::as_str).collect()
+    }
+}
+
+fn extract(reader: &dyn Extractor) -> Context {
+    opentelemetry::global::get_text_map_propagator(|propagator| propagator.extract(reader))
+}
+
+/// Makes `parent` the parent of `span`, which must be new. Fails only when no telemetry runs, as in some tests.
+fn adopt(span: &Span, parent: Context) {
+    if parent.span().span_context().is_valid() {
+        let _ = span.set_parent(parent);
+    }
+}
+
+fn record_trace_id(span: &Span) {
+    let context = span.context();
+    let context = context.span().span_context().clone();
+    if context.is_valid() {
+        span.record("trace_id", tracing::field::display(context.trace_id()));
+    }
+}
+
+/// The server span of a request, a child of the caller's span if the request names one.
+#[must_use]
+pub fn server_span(method: &http::Method, route: &'static str, headers: &HeaderMap) -> Span {
+    let span = tracing::info_span!(
+        "request",
+        otel.name = format!("{method} {route}"),
+        otel.kind = "server",
+        otel.status_code = Empty,
+        http.request.method = %method,
+        http.route = route,
+        http.response.status_code = Empty,
+        error.type = Empty,
+        trace_id = Empty,
+    );
+    adopt(&span, extract(&HttpReader(headers)));
+    record_trace_id(&span);
+    span
+}
+
+/// `traceresponse` for the answer of a request: the ids of its server span. `None` without telemetry.
+#[must_use]
+pub fn trace_response(span: &Span) -> Option<http::HeaderValue> {
+    let context = span.context();
+    let span = context.span();
+    let context = span.span_context();
+    context.is_valid().then(|| {
+        let flags = context.trace_flags().to_u8();
+        http::HeaderValue::from_str(&format!("00-{}-{}-{flags:02x}", context.trace_id(), context.span_id()))
+            .expect("hexadecimal digits and dashes are a header value")
+    })
+}
+
+/// The producer span of a message that is about to be sent; its context is written into the message's headers.
+#[must_use]
+pub fn send_span(queue: &Queue, message: &mut Message, kind: &'static str) -> Span {
+    let span = tracing::info_span!(
+        "send",
+        otel.name = format!("send {}", queue.name),
+        otel.kind = "producer",
+        otel.status_code = Empty,
+        messaging.operation.name = "send",
+        messaging.operation.r#type = "send",
+        messaging.destination.name = queue.name,
+        messaging.message.id = %message.id,
+        messaging.message.body.size = message.body.len(),
+        job.kind = kind,
+        error.type = Empty,
+    );
+    let context = span.context();
+    opentelemetry::global::get_text_map_propagator(|propagator| {
+        propagator.inject_context(&context, &mut MessageCarrier(&mut message.headers));
+    });
+    span
+}
+
+/// The consumer span of a delivery: child of the span that sent it, and linked to it as the conventions ask.
+#[must_use]
+pub fn process_span(queue: &Queue, delivery: &Delivery, now: jiff::Timestamp) -> Span {
+    let waited = now.duration_since(delivery.published);
+    let span = tracing::info_span!(
+        "process",
+        otel.name = format!("process {}", queue.name),
+        otel.kind = "consumer",
+        otel.status_code = Empty,
+        messaging.operation.name = "process",
+        messaging.operation.r#type = "process",
+        messaging.destination.name = delivery.destination,
+        messaging.message.id = %delivery.message.id,
+        messaging.message.body.size = delivery.message.body.len(),
+        messaging.message.attempt = delivery.attempt,
+        messaging.message.waited_ms = waited.as_millis() as i64,
+        job.kind = Empty,
+        job.outcome = Empty,
+        error.type = Empty,
+        trace_id = Empty,
+    );
+    let sender = extract(&MessageReader(&delivery.message.headers));
+    if sender.span().span_context().is_valid() {
+        span.add_link(sender.span().span_context().clone());
+    }
+    adopt(&span, sender);
+    record_trace_id(&span);
+    span
+}
+
+/// Marks `span` as failed with a class of error, never with its text.
+pub fn fail(span: &Span, error_type: &str) {
+    span.record("otel.status_code", "ERROR");
+    span.record("error.type", error_type);
+}
