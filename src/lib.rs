@@ -12,5 +12,7 @@ pub mod broker;
 pub mod credentials;
 pub mod defender;
 pub mod job;
+pub mod mapping;
+pub mod relay;
 pub mod shutdown;
 pub mod telemetry;
