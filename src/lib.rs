@@ -13,6 +13,8 @@ pub mod credentials;
 pub mod defender;
 pub mod job;
 pub mod mapping;
+pub mod outbound;
 pub mod relay;
+pub mod retry;
 pub mod shutdown;
 pub mod telemetry;

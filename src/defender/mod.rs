@@ -1,3 +1,472 @@
-//! Microsoft Defender for Endpoint, Graph hunting and Entra: one method per documented endpoint.
+//! Microsoft Defender for Endpoint, Graph hunting and Entra: one method per documented endpoint, named like it.
+//!
+//! [`Defender`] belongs to the process: connections, tokens and cached answers. A [`Session`] is one request's use of
+//! it: credentials, a deadline, and how many calls may be in flight. Methods of a session answer in terms of [`model`];
+//! what an answer means to a caller is decided elsewhere, and nothing here knows the relay.
+//!
+//! Calls are the currency (`DESIGN.md` 5), so nothing is asked twice: tokens, file profiles, machines and device
+//! contexts are kept for a time, and those who want the same thing at the same moment share one call. Every key holds
+//! tenant, client and a hash of the secret: who does not know the secret never sees a kept answer. What isolates a
+//! machine must not use kept answers; those calls come with containment.
+//!
+//! The hunting routes that stop answering in February 2027 (`/api/advancedqueries/run`, `/api/advancedhunting/run`) are
+//! never called.
 
+mod alerts;
+mod call;
+mod classify;
+mod entra;
+pub mod error;
+mod hunting;
 pub mod model;
+mod query;
+mod rows;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use aws_lc_rs::digest;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use moka::future::Cache;
+use secrecy::{ExposeSecret, SecretString};
+use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use url::Url;
+
+pub use self::alerts::Alerts;
+use self::call::{Spec, address};
+use self::entra::{Token, Tokens};
+pub use self::error::{Audience, DefenderError, Family, Kind};
+use self::hunting::DEVICE_ID_DIGITS;
+use self::model::{DeviceContext, File, FileEvent, Machine, NetworkEvent, Page};
+use self::query::Sort;
+use crate::outbound::Outbound;
+use crate::retry;
+use crate::telemetry::metrics::Metrics;
+
+/// The longest that one try of a REST or token call may take (`relay.md` 1.5).
+pub const REST_LIMIT: Duration = Duration::from_secs(20);
+
+/// Calls in flight at a time for one request (`relay.md` 4.3).
+pub const CONCURRENT_CALLS: usize = 5;
+
+/// How long a file profile, or that there is none, is believed (`relay.md` 5.5).
+const FILE_TTL: Duration = Duration::from_secs(3600);
+
+/// How long a machine or a device context, or that there is none, is believed (`relay.md` 5.5).
+const MACHINE_TTL: Duration = Duration::from_secs(600);
+
+/// How long a tenant's refusal of an operator is believed: what the service understands changes rarely.
+const REFUSAL_TTL: Duration = Duration::from_secs(24 * 3600);
+
+/// Entries kept of each cache: of some 300 bytes for files and machines, and 1 KiB for devices with their adapters.
+const FILES_KEPT: u64 = 10_000;
+const MACHINES_KEPT: u64 = 10_000;
+const DEVICES_KEPT: u64 = 5_000;
+/// Batches are forgotten as soon as they are answered, refusals are of tenants.
+const BATCHES_KEPT: u64 = 100;
+const REFUSALS_KEPT: u64 = 1_000;
+
+/// Where Microsoft is, and how it is called.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Entra; the token path is added.
+    pub entra_url: Url,
+    /// Defender's REST API; `/api` is added.
+    pub defender_url: Url,
+    /// Graph; `/v1.0` is added.
+    pub graph_url: Url,
+    /// The scope of tokens for Defender (`defender.md` 1.2).
+    pub defender_scope: String,
+    /// The scope of tokens for Graph.
+    pub graph_scope: String,
+    /// The longest one try of a REST or token call may take. Hunting has no limit but the deadline.
+    pub rest_limit: Duration,
+    /// How failed calls are repeated.
+    pub retry: retry::Policy,
+}
+
+impl Settings {
+    fn scope(&self, audience: Audience) -> &str {
+        match audience {
+            Audience::Defender => &self.defender_scope,
+            Audience::Graph => &self.graph_scope,
+        }
+    }
+}
+
+impl Default for Settings {
+    /// The commercial cloud.
+    fn default() -> Self {
+        let url = |text| Url::parse(text).expect("the address is a constant");
+        Settings {
+            entra_url: url("https://login.microsoftonline.com"),
+            defender_url: url("https://api.security.microsoft.com"),
+            graph_url: url("https://graph.microsoft.com"),
+            defender_scope: "https://api.securitycenter.microsoft.com/.default".to_owned(),
+            graph_scope: "https://graph.microsoft.com/.default".to_owned(),
+            rest_limit: REST_LIMIT,
+            retry: retry::Policy::default(),
+        }
+    }
+}
+
+/// Whose tenant is asked, as whom.
+#[derive(Debug, Clone)]
+pub struct Credentials {
+    /// GUID or domain name.
+    pub tenant_id: String,
+    /// The application's id.
+    pub client_id: String,
+    /// The application's secret.
+    pub client_secret: SecretString,
+}
+
+/// What one request may use.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Calls in flight at a time.
+    pub concurrent_calls: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { concurrent_calls: CONCURRENT_CALLS }
+    }
+}
+
+/// Says when a call may go out: where a quota that is shared by all workers has its say.
+pub trait Permits: Send + Sync {
+    /// Resolves when one try of `family` may go out for this tenant and client. `Err(wait)` refuses it; the call is then
+    /// taken for throttled with that `Retry-After`. It need not mind the deadline: the caller stops waiting by itself.
+    fn permit<'a>(
+        &'a self,
+        tenant_id: &'a str,
+        client_id: &'a str,
+        family: Family,
+    ) -> BoxFuture<'a, Result<(), Duration>>;
+}
+
+/// Lets every call go at once.
+struct Unlimited;
+
+impl Permits for Unlimited {
+    fn permit<'a>(&'a self, _: &'a str, _: &'a str, _: Family) -> BoxFuture<'a, Result<(), Duration>> {
+        std::future::ready(Ok(())).boxed()
+    }
+}
+
+/// Who asks: what every cache key begins with. Has no `Debug`, for a hash of a weak secret is a secret too.
+#[derive(PartialEq, Eq, Hash)]
+struct Account {
+    tenant_id: String,
+    client_id: String,
+    secret_sha256: [u8; 32],
+}
+
+impl Account {
+    fn new(credentials: &Credentials) -> Self {
+        let secret = credentials.client_secret.expose_secret();
+        let hash = digest::digest(&digest::SHA256, secret.as_bytes());
+        Account {
+            tenant_id: credentials.tenant_id.clone(),
+            client_id: credentials.client_id.clone(),
+            secret_sha256: hash.as_ref().try_into().expect("SHA-256 has 32 bytes"),
+        }
+    }
+}
+
+/// The devices of one query.
+type Devices = Arc<[Arc<DeviceContext>]>;
+
+type Kept<V> = Cache<(Arc<Account>, String), V>;
+
+fn kept<V: Clone + Send + Sync + 'static>(entries: u64, ttl: Duration) -> Kept<V> {
+    Cache::builder().max_capacity(entries).time_to_live(ttl).build()
+}
+
+/// The clients of one process: connections and caches. Cheap to clone; clones share both.
+#[derive(Clone)]
+pub struct Defender {
+    shared: Arc<Shared>,
+    permits: Arc<dyn Permits>,
+    metrics: Option<Metrics>,
+}
+
+struct Shared {
+    settings: Settings,
+    outbound: Outbound,
+    tokens: Tokens,
+    files: Kept<Option<File>>,
+    machines: Kept<Option<Machine>>,
+    devices: Kept<Arc<DeviceContext>>,
+    device_batches: Cache<(Arc<Account>, Arc<[String]>), Devices>,
+    refusing_partition: Cache<Arc<Account>, ()>,
+}
+
+impl fmt::Debug for Defender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Defender").field("settings", &self.shared.settings).finish_non_exhaustive()
+    }
+}
+
+impl Defender {
+    /// A client that has nothing cached and lets every call go at once.
+    #[must_use]
+    pub fn new(settings: Settings, outbound: Outbound) -> Defender {
+        let shared = Shared {
+            settings,
+            outbound,
+            tokens: entra::tokens(),
+            files: kept(FILES_KEPT, FILE_TTL),
+            machines: kept(MACHINES_KEPT, MACHINE_TTL),
+            devices: kept(DEVICES_KEPT, MACHINE_TTL),
+            device_batches: Cache::new(BATCHES_KEPT),
+            refusing_partition: Cache::builder().max_capacity(REFUSALS_KEPT).time_to_live(REFUSAL_TTL).build(),
+        };
+        Defender { shared: Arc::new(shared), permits: Arc::new(Unlimited), metrics: None }
+    }
+
+    /// The same client, counting each try that goes out.
+    #[must_use]
+    pub fn with_metrics(self, metrics: Metrics) -> Defender {
+        Defender { metrics: Some(metrics), ..self }
+    }
+
+    /// The same client, asking `permits` before each try.
+    #[must_use]
+    pub fn with_permits(self, permits: Arc<dyn Permits>) -> Defender {
+        Defender { permits, ..self }
+    }
+
+    /// One request's use of the client. No call of it lasts longer than `deadline`.
+    #[must_use]
+    pub fn session(&self, credentials: Credentials, deadline: Instant, limits: Limits) -> Session {
+        Session {
+            inner: Arc::new(Inner {
+                defender: self.clone(),
+                account: Arc::new(Account::new(&credentials)),
+                client_secret: credentials.client_secret,
+                deadline,
+                slots: Semaphore::new(limits.concurrent_calls.max(1)),
+                refused_tokens: Mutex::new(HashMap::new()),
+            }),
+        }
+    }
+}
+
+/// One request's use of [`Defender`]. Clones share its deadline and its calls in flight.
+///
+/// Values are expected in normal form (`relay.md` 4.2). One that is not valid for its kind is refused with
+/// [`Kind::InvalidValue`] and never sent.
+#[derive(Clone)]
+pub struct Session {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    defender: Defender,
+    account: Arc<Account>,
+    client_secret: SecretString,
+    deadline: Instant,
+    slots: Semaphore,
+    refused_tokens: Mutex<HashMap<Audience, Arc<Token>>>,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("tenant_id", &self.inner.account.tenant_id)
+            .field("client_id", &self.inner.account.client_id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The hashes of one lookup.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HashSets<'a> {
+    /// 40 hex digits each.
+    pub sha1: &'a [String],
+    /// 64 hex digits each.
+    pub sha256: &'a [String],
+    /// 32 hex digits each.
+    pub md5: &'a [String],
+}
+
+/// Rows of a hunting lookup by observable: `sha1:`, `sha256:`, `md5:`, `ip:` (both families) or `domain:` and the value as
+/// it was given. Holds every value that was asked for, newest row first; values that were asked for together can fail
+/// apart.
+pub type Hunted<T> = HashMap<String, Result<Vec<T>, DefenderError>>;
+
+/// What a token says of itself; not verified, for diagnostics only (`defender.md` 1.3).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TokenClaims {
+    /// The resource it is for.
+    pub audience: Option<String>,
+    /// The application permissions it carries.
+    pub roles: Vec<String>,
+}
+
+impl Session {
+    /// The profile of a file by SHA-1 or SHA-256; `None` when Defender does not know it. Up to an hour old.
+    /// `GET /files/{id}` (`defender.md` 5.1).
+    ///
+    /// # Errors
+    /// As every call: see [`Kind`], and [`DefenderError::is_transient`] for whether it passes.
+    pub async fn file(&self, hash: &str) -> Result<Option<File>, DefenderError> {
+        let hash = query::hex(hash, 40).or_else(|| query::hex(hash, 64));
+        let hash = hash.ok_or_else(|| DefenderError::invalid_value(Family::Files))?;
+        self.profile(Family::Files, &self.inner.defender.shared.files, hash, "files", "/api/files/{id}").await
+    }
+
+    /// The machine with this id, 40 hex digits; `None` when Defender does not know it. Up to ten minutes old.
+    /// `GET /machines/{id}` (`defender.md` 5.6).
+    ///
+    /// # Errors
+    /// As every call: see [`Kind`].
+    pub async fn machine(&self, id: &str) -> Result<Option<Machine>, DefenderError> {
+        // The route takes computer names as well, so anything else could select another machine.
+        let id = query::hex(id, DEVICE_ID_DIGITS).ok_or_else(|| DefenderError::invalid_value(Family::Machines))?;
+        let machines = &self.inner.defender.shared.machines;
+        self.profile(Family::Machines, machines, id, "machines", "/api/machines/{id}").await
+    }
+
+    async fn profile<T: DeserializeOwned + Clone + Send + Sync + 'static>(
+        &self,
+        family: Family,
+        cache: &Kept<Option<T>>,
+        id: String,
+        collection: &str,
+        template: &'static str,
+    ) -> Result<Option<T>, DefenderError> {
+        let spec = Spec::get(family, self.api(&[collection, &id], None), template);
+        let fetch = || async {
+            match self.call(&spec).await {
+                Ok(profile) => Ok(Some(profile)),
+                Err(error) if error.status() == Some(404) => Ok(None),
+                Err(error) => Err(error),
+            }
+        };
+        self.once(family, cache, (Arc::clone(&self.inner.account), id), fetch).await
+    }
+
+    /// Succeeds when the credentials can read machines, whether there are any or not.
+    /// `GET /machines?$top=1` (`defender.md` 5.7 and 5.13).
+    ///
+    /// # Errors
+    /// As every call: see [`Kind`].
+    pub async fn machines_top1(&self) -> Result<(), DefenderError> {
+        let spec = Spec::get(Family::Machines, self.api(&["machines"], Some("$top=1")), "/api/machines");
+        match self.call::<Page<Machine>>(&spec).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.status() == Some(404) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The alerts of a file by SHA-1, read until there are more than `want`. `GET /files/{sha1}/alerts` (`defender.md` 5.2).
+    ///
+    /// # Errors
+    /// As every call: see [`Kind`].
+    pub async fn file_alerts(&self, sha1: &str, want: usize) -> Result<Alerts, DefenderError> {
+        let sha1 = query::hex(sha1, 40).ok_or_else(|| DefenderError::invalid_value(Family::Alerts))?;
+        self.alerts(&["files", &sha1, "alerts"], "/api/files/{id}/alerts", want, false).await
+    }
+
+    /// The alerts of a domain, read until there are more than `want`. `GET /domains/{domain}/alerts` (`defender.md` 5.3).
+    ///
+    /// # Errors
+    /// As every call: see [`Kind`].
+    pub async fn domain_alerts(&self, domain: &str, want: usize) -> Result<Alerts, DefenderError> {
+        let domain = query::domain(domain).ok_or_else(|| DefenderError::invalid_value(Family::Alerts))?;
+        self.alerts(&["domains", &domain, "alerts"], "/api/domains/{domain}/alerts", want, false).await
+    }
+
+    /// The alerts of an address of either family, read until there are more than `want`.
+    /// `GET /ips/{ip}/alerts` (`defender.md` 5.4).
+    ///
+    /// # Errors
+    /// As every call: see [`Kind`].
+    pub async fn ip_alerts(&self, ip: &str, want: usize) -> Result<Alerts, DefenderError> {
+        let ip: std::net::IpAddr = ip.parse().map_err(|_| DefenderError::invalid_value(Family::Alerts))?;
+        self.alerts(&["ips", &ip.to_string(), "alerts"], "/api/ips/{ip}/alerts", want, ip.is_ipv6()).await
+    }
+
+    /// The newest `top` file events of each hash (`file_events_by_hash.kql`, `defender.md` 6.3).
+    pub async fn file_events(&self, hashes: HashSets<'_>, top: usize) -> Hunted<FileEvent> {
+        self.hunt_files(hashes, top).await
+    }
+
+    /// The newest `top` connections to each address (`network_events_by_ip.kql`, `defender.md` 6.3).
+    pub async fn network_events_by_ip(&self, ips: &[String], top: usize) -> Hunted<NetworkEvent> {
+        self.hunt_network(Sort::Ip, ips, top).await
+    }
+
+    /// The newest `top` connections to each host (`network_events_by_domain.kql`, `defender.md` 6.3).
+    pub async fn network_events_by_domain(&self, domains: &[String], top: usize) -> Hunted<NetworkEvent> {
+        self.hunt_network(Sort::Domain, domains, top).await
+    }
+
+    /// What hunting knows of devices, by device id in lower case (`device_context.kql`); up to ten minutes old. Devices
+    /// that hunting knows nothing of have empty members. A failure comes beside what was found all the same.
+    pub async fn device_contexts(&self, ids: &[String]) -> (HashMap<String, DeviceContext>, Option<DefenderError>) {
+        self.hunt_devices(ids).await
+    }
+
+    /// The cheapest proof that hunting works (`health_probe.kql`).
+    ///
+    /// # Errors
+    /// As every call: see [`Kind`].
+    pub async fn hunting_probe(&self) -> Result<(), DefenderError> {
+        self.hunt_probe().await
+    }
+
+    /// The roles and the audience in the token for `audience`, for diagnostics; fetches a token if there is none.
+    ///
+    /// # Errors
+    /// When no token can be had.
+    pub async fn roles(&self, audience: Audience) -> Result<TokenClaims, DefenderError> {
+        Ok(self.token(audience).await?.claims.clone())
+    }
+
+    /// When this request ends.
+    #[must_use]
+    pub fn deadline(&self) -> Instant {
+        self.inner.deadline
+    }
+
+    fn api(&self, segments: &[&str], query: Option<&str>) -> Url {
+        let mut path = vec!["api"];
+        path.extend_from_slice(segments);
+        address(&self.inner.defender.shared.settings.defender_url, &path, query)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_calls_may_be_made_from_spawned_tasks() {
+        fn is_send(_: impl Send) {}
+        fn check(session: &Session) {
+            is_send(session.file(""));
+            is_send(session.machine(""));
+            is_send(session.machines_top1());
+            is_send(session.file_alerts("", 1));
+            is_send(session.domain_alerts("", 1));
+            is_send(session.ip_alerts("", 1));
+            is_send(session.file_events(HashSets::default(), 1));
+            is_send(session.network_events_by_ip(&[], 1));
+            is_send(session.network_events_by_domain(&[], 1));
+            is_send(session.device_contexts(&[]));
+            is_send(session.hunting_probe());
+            is_send(session.roles(Audience::Graph));
+        }
+        let _ = check;
+    }
+}

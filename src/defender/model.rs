@@ -207,14 +207,6 @@ pub struct Adapter {
     pub addresses: Vec<String>,
 }
 
-/// The answer of Graph's `runHuntingQuery` (`defender.md` 4.2). Rows stay open objects: their keys' case varies.
-#[derive(Debug, Clone, Deserialize)]
-pub struct HuntingAnswer {
-    /// One open object a row; missing or null is empty.
-    #[serde(default, alias = "Results", deserialize_with = "null_is_empty")]
-    pub results: Vec<serde_json::Map<String, serde_json::Value>>,
-}
-
 fn null_is_empty<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,

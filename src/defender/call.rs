@@ -1,0 +1,288 @@
+//! How a call is made: token, slot, permit, try, retry, one renewal of the token; and lookups that cost one call for
+//! all who want the same at the same time.
+
+use std::fmt;
+use std::future::Future;
+use std::hash::Hash;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method};
+use jiff::Timestamp;
+use moka::future::Cache;
+use serde::de::{DeserializeOwned, Error as _};
+use tokio::time::{Instant, timeout_at};
+use url::Url;
+
+use super::entra::Token;
+use super::{Audience, DefenderError, Family, Session};
+use crate::outbound::{Answer, OutboundError, Request};
+use crate::retry::{self, Failure, Retryable};
+
+/// The largest REST answer that is read. A page of alerts has no published size limit; this is some thousand alerts
+/// with all their evidence, far more than any limit of ours shows.
+const REST_BODY_LIMIT_BYTES: usize = 16 * 1024 * 1024;
+
+/// The largest hunting answer that is read: the service stops at 50 MB (`defender.md` 3.1), JSON members included or
+/// not is not said.
+const HUNTING_BODY_LIMIT_BYTES: usize = 64 * 1024 * 1024;
+
+/// How much longer than the deadline a lookup waits for itself: its own parts end at the deadline and know better what
+/// went wrong, so they should be the ones to tell.
+const GRACE: Duration = Duration::from_millis(50);
+
+/// One documented call.
+pub(super) struct Spec {
+    pub(super) family: Family,
+    pub(super) url: Url,
+    pub(super) template: &'static str,
+    query: Option<Bytes>,
+}
+
+impl Spec {
+    /// A GET of Defender's REST API.
+    pub(super) fn get(family: Family, url: Url, template: &'static str) -> Spec {
+        Spec { family, url, template, query: None }
+    }
+
+    /// A hunting query: `POST /v1.0/security/runHuntingQuery` (`defender.md` 4.1).
+    pub(super) fn hunt(url: Url, query: &str) -> Spec {
+        let body = serde_json::json!({ "Query": query }).to_string();
+        Spec { family: Family::Hunting, url, template: "/v1.0/security/runHuntingQuery", query: Some(body.into()) }
+    }
+
+    fn audience(&self) -> Audience {
+        if self.query.is_some() { Audience::Graph } else { Audience::Defender }
+    }
+
+    fn class(&self) -> retry::Call {
+        if self.query.is_some() { retry::Call::Hunting } else { retry::Call::Read }
+    }
+
+    fn request(&self, token: &Token, rest_limit: Duration, resend_count: u32) -> Request {
+        let mut headers = HeaderMap::from_iter([
+            (ACCEPT, HeaderValue::from_static("application/json")),
+            (AUTHORIZATION, token.authorization.clone()),
+        ]);
+        if self.query.is_some() {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
+        }
+        Request {
+            method: if self.query.is_some() { Method::POST } else { Method::GET },
+            url: self.url.clone(),
+            template: self.template,
+            headers,
+            body: self.query.clone().unwrap_or_default(),
+            // A hunting query may take as long as the request that wants it (`DESIGN.md` 10.9).
+            limit: self.query.is_none().then_some(rest_limit),
+            body_limit_bytes: if self.query.is_some() { HUNTING_BODY_LIMIT_BYTES } else { REST_BODY_LIMIT_BYTES },
+            resend_count,
+        }
+    }
+}
+
+impl Session {
+    /// Makes a call and reads its JSON.
+    pub(super) async fn call<T: DeserializeOwned>(&self, spec: &Spec) -> Result<T, DefenderError> {
+        self.call_while(spec, |_| true).await
+    }
+
+    /// Makes a call and reads its JSON; a failure is only followed by another try while `patient` says so.
+    pub(super) async fn call_while<T: DeserializeOwned>(
+        &self,
+        spec: &Spec,
+        patient: impl Fn(&DefenderError) -> bool,
+    ) -> Result<T, DefenderError> {
+        let settings = &self.inner.defender.shared.settings;
+        let mut repeated = false;
+        loop {
+            let token = self.token(spec.audience()).await?;
+            let result = retry::run(&settings.retry, spec.class(), self.inner.deadline, |resend_count| {
+                let request = spec.request(&token, settings.rest_limit, resend_count);
+                let patient = &patient;
+                async move {
+                    let answer = self.attempt(spec.family, request).await;
+                    answer.and_then(|answer| read(spec.family, &answer)).map_err(|error| Tried::new(error, patient))
+                }
+            })
+            .await
+            .map_err(|tried| tried.error);
+            match result {
+                Err(error)
+                    if !repeated && error.asks_for_new_token() && self.renew_token(spec.audience(), &token).await =>
+                {
+                    repeated = true;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Makes one try when a slot of this request and a permit are free.
+    pub(super) async fn attempt(&self, family: Family, request: Request) -> Result<Answer, DefenderError> {
+        let inner = &self.inner;
+        let ready = async {
+            let slot = inner.slots.acquire().await.expect("the slots of a session are never closed");
+            let permit = inner.defender.permits.permit(&inner.account.tenant_id, &inner.account.client_id, family);
+            permit.await.map(|()| slot).map_err(|wait| DefenderError::not_permitted(family, wait))
+        };
+        let _slot = timeout_at(inner.deadline, ready).await.map_err(|_| DefenderError::deadline(family))??;
+        let sent = inner.defender.shared.outbound.send(request, inner.deadline).await;
+        if let Some(metrics) = &inner.defender.metrics {
+            metrics.call(family.name(), outcome(&sent));
+        }
+        sent.map_err(|error| DefenderError::from_outbound(family, &error))
+    }
+
+    /// The value of `key`: kept, or fetched once for all who want it now. Failures are shared by those who wait, and
+    /// not kept.
+    pub(super) async fn once<K, V, F>(
+        &self,
+        family: Family,
+        cache: &Cache<K, V>,
+        key: K,
+        fetch: impl Fn() -> F,
+    ) -> Result<V, DefenderError>
+    where
+        K: Hash + Eq + Clone + Send + Sync + 'static,
+        V: Clone + Send + Sync + 'static,
+        F: Future<Output = Result<V, DefenderError>>,
+    {
+        loop {
+            let fetched_here = AtomicBool::new(false);
+            let fetching = async {
+                fetched_here.store(true, Ordering::Relaxed);
+                fetch().await
+            };
+            let looked_up = timeout_at(self.inner.deadline + GRACE, cache.try_get_with(key.clone(), fetching)).await;
+            match looked_up {
+                Err(_) => return Err(DefenderError::deadline(family)),
+                Ok(Ok(value)) => return Ok(value),
+                Ok(Err(error)) => {
+                    // Whoever fetched may have had less time than we have.
+                    let theirs = !fetched_here.load(Ordering::Relaxed);
+                    let ended_early = error.is_out_of_time() && error.retry_after().is_none();
+                    if theirs && ended_early && Instant::now() < self.inner.deadline {
+                        continue;
+                    }
+                    return Err(Arc::unwrap_or_clone(error));
+                }
+            }
+        }
+    }
+}
+
+/// A failed try, and whether the caller has the patience for another.
+struct Tried {
+    error: DefenderError,
+    impatient: bool,
+}
+
+impl Tried {
+    fn new(error: DefenderError, patient: impl Fn(&DefenderError) -> bool) -> Self {
+        Tried { impatient: !patient(&error), error }
+    }
+}
+
+impl fmt::Display for Tried {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl Retryable for Tried {
+    fn failure(&self) -> Failure {
+        if self.impatient { Failure::Permanent } else { self.error.failure() }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        self.error.retry_after()
+    }
+
+    fn out_of_time(self) -> Self {
+        Tried { error: self.error.out_of_time(), ..self }
+    }
+}
+
+/// What became of a try, in one of few words.
+fn outcome(sent: &Result<Answer, OutboundError>) -> &'static str {
+    match sent {
+        Ok(answer) => match answer.status.as_u16() {
+            429 => "429",
+            200..=299 => "2xx",
+            300..=399 => "3xx",
+            400..=499 => "4xx",
+            _ => "5xx",
+        },
+        Err(error) => error.name(),
+    }
+}
+
+/// Reads a success's JSON object; anything else is an error.
+fn read<T: DeserializeOwned>(family: Family, answer: &Answer) -> Result<T, DefenderError> {
+    if !answer.status.is_success() {
+        return Err(DefenderError::from_answer(family, answer, Timestamp::now()));
+    }
+    let body = answer.body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&answer.body);
+    // A list would do for a struct, member by member, and an empty one for a struct with defaults.
+    let object = match body.trim_ascii_start().first() {
+        None | Some(b'{') => serde_json::from_slice(body),
+        Some(_) => Err(serde_json::Error::custom("not an object")),
+    };
+    object.map_err(|error| DefenderError::from_body(family, answer.status.as_u16(), &error))
+}
+
+/// `base` with `segments` added to its path, each percent-encoded as one segment (`relay.md` 5.1), and `query` as it is.
+pub(super) fn address(base: &Url, segments: &[&str], query: Option<&str>) -> Url {
+    let mut path = base.path().trim_end_matches('/').to_owned();
+    for segment in segments {
+        path.push('/');
+        for byte in segment.bytes() {
+            match byte {
+                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => path.push(char::from(byte)),
+                _ => path.push_str(&format!("%{byte:02X}")),
+            }
+        }
+    }
+    let mut url = base.clone();
+    url.set_path(&path);
+    url.set_query(query);
+    url
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("https://api.example", &["api", "files", "ab12"], None, "https://api.example/api/files/ab12")]
+    #[case("https://api.example/base/", &["x"], None, "https://api.example/base/x")]
+    #[case("https://api.example", &["ips", "2001:db8::7", "alerts"], None, "https://api.example/ips/2001%3Adb8%3A%3A7/alerts")]
+    #[case("https://api.example", &["a/../b", "c?d#e"], None, "https://api.example/a%2F..%2Fb/c%3Fd%23e")]
+    #[case("https://api.example", &["machines"], Some("$top=1"), "https://api.example/machines?$top=1")]
+    fn addresses_are_built_from_segments(
+        #[case] base: &str,
+        #[case] segments: &[&str],
+        #[case] query: Option<&str>,
+        #[case] expected: &str,
+    ) {
+        assert_eq!(address(&base.parse().unwrap(), segments, query).as_str(), expected);
+    }
+
+    proptest! {
+        #[test]
+        fn no_value_leaves_its_segment(value in "[^.].{0,40}") {
+            let url = address(&"https://api.example/api".parse().unwrap(), &["files", &value, "alerts"], None);
+            let segments: Vec<_> = url.path_segments().unwrap().collect();
+            prop_assert_eq!(segments.len(), 4);
+            prop_assert_eq!((segments[0], segments[1], segments[3]), ("api", "files", "alerts"));
+            prop_assert!(url.query().is_none() && url.fragment().is_none());
+        }
+    }
+}
