@@ -17,4 +17,5 @@ pub mod outbound;
 pub mod relay;
 pub mod retry;
 pub mod shutdown;
+pub mod simulator;
 pub mod telemetry;
