@@ -8,10 +8,15 @@
 //! and `now` in, values out. The ingress authenticates, validates, publishes and writes the answer; it never calls a
 //! vendor. Workers do the rest, so that the service scales by adding worker processes.
 
+pub mod admin;
 pub mod broker;
+pub mod cli;
+pub mod config;
 pub mod credentials;
 pub mod defender;
+pub mod ingress;
 pub mod job;
+pub mod listen;
 pub mod mapping;
 pub mod outbound;
 pub mod relay;
@@ -19,3 +24,4 @@ pub mod retry;
 pub mod shutdown;
 pub mod simulator;
 pub mod telemetry;
+pub mod worker;

@@ -4,8 +4,10 @@
 //! second signal, the hard token is cancelled and what is left is given back. Telemetry is flushed after both, by the
 //! caller.
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// The two tokens every role is handed. Cheap to clone.
@@ -13,25 +15,29 @@ use tokio_util::sync::CancellationToken;
 pub struct Shutdown {
     soft: CancellationToken,
     hard: CancellationToken,
+    begun_at: Arc<OnceLock<Instant>>,
     grace: Duration,
 }
+
+/// How long before the hard stop waiting callers are answered, so that the answer still leaves.
+const LAST_CALL: Duration = Duration::from_secs(1);
 
 impl Shutdown {
     /// Nothing is cancelled yet. After [`Shutdown::begin`] at most `grace` passes until the hard stop.
     #[must_use]
     pub fn new(grace: Duration) -> Self {
-        Self { soft: CancellationToken::new(), hard: CancellationToken::new(), grace }
+        Self { grace, ..Self::default() }
     }
 
     /// A shutdown for one role among several in a process: it stops when told by itself, hard no later than `self`.
     #[must_use]
     pub fn child(&self) -> Self {
-        Self { soft: CancellationToken::new(), hard: self.hard.child_token(), grace: self.grace }
+        Self { hard: self.hard.child_token(), grace: self.grace, ..Self::default() }
     }
 
     /// Begins to stop. The hard stop follows when the grace period is over; it counts from the first call.
     pub fn begin(&self) {
-        if self.soft.is_cancelled() {
+        if self.begun_at.set(Instant::now()).is_err() {
             return;
         }
         self.soft.cancel();
@@ -46,6 +52,7 @@ impl Shutdown {
 
     /// Ends all waiting now.
     pub fn begin_hard(&self) {
+        let _ = self.begun_at.set(Instant::now());
         self.soft.cancel();
         self.hard.cancel();
     }
@@ -66,10 +73,16 @@ impl Shutdown {
         self.hard.cancelled().await;
     }
 
-    /// The time that running work gets after stopping began.
-    #[must_use]
-    pub const fn grace(&self) -> Duration {
-        self.grace
+    /// Waits until it is time to answer whoever still waits: shortly before the hard stop.
+    pub async fn last_call(&self) {
+        self.begun().await;
+        let begun = self.begun_at.get().copied().unwrap_or_else(Instant::now);
+        // A tenth of a short grace period, so that some of it is left to wait in.
+        let margin = LAST_CALL.min(self.grace / 10);
+        tokio::select! {
+            () = tokio::time::sleep_until(begun + self.grace.saturating_sub(margin)) => {}
+            () = self.hard() => {}
+        }
     }
 
     /// Turns signals into stops, for ever: the first begins, the second means now.
@@ -112,6 +125,17 @@ mod tests {
         shutdown.begun().await;
         shutdown.hard().await;
         assert_eq!(begun.elapsed().as_secs(), 7);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_call_comes_before_the_hard_stop() {
+        let shutdown = Shutdown::new(Duration::from_secs(7));
+        let begun = Instant::now();
+        shutdown.begin();
+        shutdown.last_call().await;
+        assert_eq!(begun.elapsed().as_millis(), 6_300);
+        shutdown.hard().await;
+        assert_eq!(begun.elapsed().as_millis(), 7_000);
     }
 
     #[tokio::test(start_paused = true)]

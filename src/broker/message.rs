@@ -169,6 +169,12 @@ pub trait Settler: Send + 'static {
 
     /// The holder is gone without a word: the message comes back with attempt + 1. Must not block.
     fn abandon(self: Box<Self>);
+
+    /// Whether the broker has taken the message back already, e.g. because the link it came by is gone: settling it
+    /// would fail, and somebody else gets it. A receiver does not hand out such a one from its buffer (promise 2).
+    fn is_lost(&self) -> bool {
+        false
+    }
 }
 
 /// A message in the hands of its holder. It is consumed by settling it; dropping it unsettled counts as the holder's
@@ -250,8 +256,18 @@ impl Receiver {
     }
 
     /// The next delivery; `None` only after the broker was closed. Cancel-safe.
+    ///
+    /// Let go here is what is no longer to be handed out: a request whose caller stopped waiting while it lay in the
+    /// buffer (promise 5; the broker deletes it when it comes back), and a message that the broker has taken back
+    /// meanwhile (promise 2).
     pub async fn next(&mut self) -> Option<Delivery> {
-        self.deliveries.recv().await
+        loop {
+            let delivery = self.deliveries.recv().await?;
+            let awaited = delivery.deadline.is_none_or(|deadline| deadline > Timestamp::now());
+            if awaited && !delivery.settler.as_ref().is_some_and(|settler| settler.is_lost()) {
+                return Some(delivery);
+            }
+        }
     }
 
     /// Stops receiving and gives back everything not yet handed out. Deliveries handed out before stay with their
@@ -375,17 +391,21 @@ pub enum BrokerError {
     /// No reply before the deadline.
     #[error("no reply before the deadline")]
     Timeout,
-    /// The message or the reply is larger than the limit. Nothing was stored.
+    /// The body or the key of the message, or the reply, is larger than its limit. Nothing was stored.
     #[error("the message has {bytes} bytes, the limit is {limit}")]
     TooLarge {
-        /// Size of the body.
+        /// Size of the body or key.
         bytes: usize,
-        /// [`super::BODY_LIMIT_BYTES`].
+        /// [`super::BODY_LIMIT_BYTES`] or [`Message::KEY_LIMIT_BYTES`].
         limit: usize,
     },
     /// The storage of the embedded queue failed.
     #[error("the queue's file failed: {0}")]
     Storage(String),
+    /// The broker will not have us as we are: wrong credentials, no such virtual host, or queues that exist with other
+    /// arguments. Waiting does not help.
+    #[error("the broker refuses this configuration: {0}")]
+    Refused(String),
     /// Another process already receives from the embedded queue, which serves one.
     #[error("{0}")]
     InUse(String),

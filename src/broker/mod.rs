@@ -5,7 +5,7 @@
 //! *means* is decided in `job`, what becomes of it in `worker`.
 //!
 //! # The promises
-//! Every case of the conformance suite (`tests/it/broker_conformance.rs`) is named after one of these numbers and runs
+//! Every case of the conformance suite (`tests/it/broker_conformance`) is named after one of these numbers and runs
 //! on both implementations.
 //!
 //! 1. **Publish.** [`Broker::publish`] returns `Ok` only when the message is safe: confirmed and routed (RabbitMQ), or
@@ -17,10 +17,10 @@
 //!    block nobody; nor does a message published with a delay. Both may replace the body, so that a job can carry its
 //!    progress. [`Settlement::GiveBack`] is at once and free. Attempts start at 1.
 //! 4. **Opaque.** Body, headers, id, key and lane return byte for byte, the trace context among the headers.
-//! 5. **Ask.** [`Broker::ask`] yields its own reply, or an error at its deadline, never another's reply. A late reply is
-//!    dropped, an expired request is never handed to a worker. A full queue refuses at once. Requests and replies never
-//!    share a queue. A request marked [`Repeat::AtMostOnce`] is acknowledged before it is handed over and never comes
-//!    back.
+//! 5. **Ask.** [`Broker::ask`] yields its own reply, or an error at its deadline, never another's reply. A late reply
+//!    is dropped, an expired request is never handed to a worker. A full queue refuses at once. Requests and replies
+//!    never share a queue. A request marked [`Repeat::AtMostOnce`] is acknowledged before it is handed over and never
+//!    comes back.
 //! 6. **Dead letters** keep id, body, headers, key, lane, cause and times. [`Broker::redrive`] keeps the id and
 //!    restarts the attempts; two redrives at once work each dead letter once and lose none.
 //! 7. **Receive** is cancel-safe and honours its prefetch. Closing a [`Receiver`] gives back what it had not handed
@@ -54,7 +54,8 @@ pub use message::{
 
 /// The longest a caller of [`Broker::publish`] waits before it learns that the message could not be stored.
 ///
-/// Less than the 5 s after which the webhook answers 503 (`cognito.md` 4.5), so that the refusal still reaches its sender.
+/// Less than the 5 s after which the webhook answers 503 (`cognito.md` 4.5), so that the refusal still reaches its
+/// sender.
 pub const PUBLISH_LIMIT: Duration = Duration::from_secs(4);
 
 /// The longest a new [`Broker::ask`] waits for a lost link to the broker to come back before it gives up with

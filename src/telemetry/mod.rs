@@ -36,17 +36,23 @@ pub struct Telemetry {
     provider: SdkTracerProvider,
 }
 
-/// Starts logs and spans for the whole process. `verbose` lowers the default level of our own logs to `debug`;
-/// `RUST_LOG` overrides both. `exporting` says whether an OTLP endpoint is configured ([`otlp_is_configured`]).
+/// Starts logs and spans for the whole process. `verbose` lowers the default level of our own logs to `debug`, `quiet`
+/// raises it to `error`; `RUST_LOG` overrides both. `exporting` says whether an OTLP endpoint is configured ([`otlp_is_configured`]).
 ///
 /// # Errors
 /// When the exporter's settings cannot be used, or telemetry was started before.
-pub fn start(format: LogFormat, verbose: bool, exporting: bool) -> anyhow::Result<Telemetry> {
+pub fn start(format: LogFormat, verbose: bool, quiet: bool, exporting: bool) -> anyhow::Result<Telemetry> {
     let provider = provider(exporting)?;
     opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
     opentelemetry::global::set_tracer_provider(provider.clone());
 
-    let default = if verbose { "warn,defender_bridge=debug" } else { "warn,defender_bridge=info" };
+    // lapin calls every channel that the broker closes an error; some are closed in the course of work, and the broker
+    // module itself logs what matters.
+    let default = match (verbose, quiet) {
+        (true, _) => "warn,lapin=off,defender_bridge=debug",
+        (false, true) => "error,lapin=off",
+        (false, false) => "warn,lapin=off,defender_bridge=info",
+    };
     let filter = EnvFilter::builder()
         .with_default_directive(LevelFilter::WARN.into())
         .parse(std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty()).as_deref().unwrap_or(default))?;

@@ -1,2 +1,20 @@
 //! Integration tests: one binary, one link step, shared helpers. Cases that need RabbitMQ are ignored by default and
 //! read its address from `TEST_RABBITMQ_URL`; `tests/run` provides one and runs them all.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests may fail loudly too; the lint's own exception knows test functions only"
+)]
+
+mod bridge;
+mod broker_conformance;
+mod cli;
+mod defender_client;
+mod hunting_interpreter;
+mod layering;
+mod outbound;
+mod rabbitmq_faults;
+mod relay_examples;
+mod scripted;
+mod simulator;
+mod story;

@@ -1,0 +1,42 @@
+//! `ingress`: the HTTP edge alone.
+
+use clap::Args;
+
+use super::roles::{self, Roles};
+use super::serve::work;
+use crate::config::{BrokerArgs, Findings, IngressArgs, KeyArgs, LogArgs, ProcessArgs};
+use crate::shutdown::Shutdown;
+
+#[derive(Debug, Args)]
+pub(super) struct IngressRoleArgs {
+    #[command(flatten)]
+    process: ProcessArgs,
+    #[command(flatten)]
+    broker: BrokerArgs,
+    #[command(flatten)]
+    keys: KeyArgs,
+    #[command(flatten)]
+    ingress: IngressArgs,
+}
+
+pub(super) async fn run(args: IngressRoleArgs, log: &LogArgs) -> anyhow::Result<()> {
+    let mut findings = Findings::default();
+    let format = log.resolve(&mut findings);
+    let process = args.process.resolve(&mut findings);
+    let broker = args.broker.resolve(true, &mut findings);
+    let keys = args.keys.resolve(false, &mut findings);
+    let settings = args.ingress.resolve(&mut findings);
+    let warnings = findings.check()?;
+
+    let telemetry = super::begin(format, log, false, &warnings)?;
+    let shutdown = Shutdown::new(process.shutdown_grace);
+    shutdown.on_signals()?;
+    let roles =
+        Roles { ingress: Some(roles::Ingress { settings, keys }), worker: None, admin_listen: process.admin_listen };
+    let done = match super::connect_rabbitmq("ingress", &broker).await {
+        Ok(broker) => work(broker, roles, shutdown).await,
+        Err(error) => Err(error),
+    };
+    telemetry.shutdown().await;
+    done
+}

@@ -1,0 +1,124 @@
+//! Wiring: the only place that picks concrete types. One file a subcommand.
+
+mod demo;
+mod ingress;
+pub mod roles;
+mod serve;
+mod simulate;
+mod token;
+mod worker;
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+
+use crate::broker::rabbitmq::{self, RabbitMq};
+use crate::broker::sqlite::{self, Sqlite};
+use crate::config::{BrokerUrl, LogArgs, Refused};
+use crate::job::TOPOLOGY;
+use crate::telemetry::{self, LogFormat, Telemetry};
+
+/// The configuration cannot be used: mend it before starting again (`EX_CONFIG` of sysexits.h).
+const EXIT_CONFIGURATION: u8 = 78;
+
+/// A bridge between Cisco Threat Response, Vectra Cognito and Microsoft Defender for Endpoint.
+#[derive(Debug, Parser)]
+#[command(name = "defender-bridge", version, propagate_version = true, max_term_width = 110)]
+pub struct Cli {
+    #[command(flatten)]
+    log: LogArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Ingress and worker in one process: the single-machine deployment
+    Serve(serve::ServeArgs),
+    /// The ingress alone, for scaling; needs RabbitMQ
+    Ingress(ingress::IngressRoleArgs),
+    /// A worker alone, for scaling; needs RabbitMQ
+    Worker(worker::WorkerRoleArgs),
+    /// Try it out: simulated Microsoft, ingress and worker on this machine, one sample request, then keep serving
+    Demo(demo::DemoArgs),
+    /// The simulated Entra, Defender and Graph over HTTP
+    Simulate(simulate::SimulateArgs),
+    /// Make a SECRET_KEY; mint and inspect relay tokens
+    Token(token::TokenArgs),
+}
+
+/// Runs the command to its end.
+#[must_use]
+pub fn run(cli: Cli) -> ExitCode {
+    let done =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime did not start").and_then(
+            |runtime| {
+                let done = runtime.block_on(dispatch(cli));
+                // A blocking call that is still under way (an upstream's name being resolved, say) does not hold up the end.
+                runtime.shutdown_background();
+                done
+            },
+        );
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("defender-bridge: {error:#}");
+            if error.is::<Refused>() { ExitCode::from(EXIT_CONFIGURATION) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+async fn dispatch(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Serve(args) => serve::run(args, &cli.log).await,
+        Command::Ingress(args) => ingress::run(args, &cli.log).await,
+        Command::Worker(args) => worker::run(args, &cli.log).await,
+        Command::Demo(args) => demo::run(args, &cli.log).await,
+        Command::Simulate(args) => simulate::run(args, &cli.log).await,
+        Command::Token(args) => token::run(args),
+    }
+}
+
+/// Starts telemetry and shows the warnings of the configuration.
+fn begin(format: LogFormat, log: &LogArgs, quiet: bool, warnings: &[String]) -> anyhow::Result<Telemetry> {
+    let telemetry = telemetry::start(format, log.verbose, quiet, telemetry::otlp_is_configured())
+        .context("telemetry did not start")?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(telemetry)
+}
+
+/// Opens the embedded queue's file.
+async fn open_sqlite(path: &std::path::Path) -> anyhow::Result<Sqlite> {
+    Sqlite::open(sqlite::Settings { path: path.to_owned(), topology: &TOPOLOGY })
+        .await
+        .with_context(|| format!("the queue's file {} cannot be used", path.display()))
+}
+
+/// Connects to RabbitMQ under the name of this role.
+async fn connect_rabbitmq(role: &str, broker: &BrokerUrl) -> anyhow::Result<RabbitMq> {
+    use secrecy::ExposeSecret as _;
+    let BrokerUrl::RabbitMq { urls, namespace } = broker else {
+        anyhow::bail!("{role} needs RabbitMQ");
+    };
+    let settings = rabbitmq::Settings {
+        urls: urls.iter().map(|url| url.expose_secret().to_owned()).collect(),
+        namespace: namespace.clone(),
+        connection_name: format!("defender-bridge {role}"),
+        topology: &TOPOLOGY,
+    };
+    RabbitMq::connect(settings).await.context("RabbitMQ cannot be used")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

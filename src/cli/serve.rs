@@ -1,0 +1,71 @@
+//! `serve`: ingress and worker in one process.
+
+use clap::Args;
+
+use super::roles::{self, Roles};
+use crate::broker::Broker;
+use crate::config::{
+    BrokerArgs, BrokerUrl, DefenderArgs, Findings, IngressArgs, KeyArgs, LogArgs, ProcessArgs, WorkerArgs,
+};
+use crate::shutdown::Shutdown;
+
+#[derive(Debug, Args)]
+pub(super) struct ServeArgs {
+    #[command(flatten)]
+    process: ProcessArgs,
+    #[command(flatten)]
+    broker: BrokerArgs,
+    #[command(flatten)]
+    keys: KeyArgs,
+    #[command(flatten)]
+    ingress: IngressArgs,
+    #[command(flatten)]
+    defender: DefenderArgs,
+    #[command(flatten)]
+    worker: WorkerArgs,
+}
+
+pub(super) async fn run(args: ServeArgs, log: &LogArgs) -> anyhow::Result<()> {
+    let mut findings = Findings::default();
+    let format = log.resolve(&mut findings);
+    let process = args.process.resolve(&mut findings);
+    let broker = args.broker.resolve(false, &mut findings);
+    // Without a key no token is accepted, so no job needs to be opened.
+    let keys = args.keys.resolve(false, &mut findings);
+    let ingress = args.ingress.resolve(&mut findings);
+    let defender = args.defender.resolve(&mut findings);
+    let worker = args.worker.resolve(&mut findings);
+    let warnings = findings.check()?;
+    let defender = defender.expect("a setting that cannot be read is a finding");
+
+    let telemetry = super::begin(format, log, false, &warnings)?;
+    let shutdown = Shutdown::new(process.shutdown_grace);
+    shutdown.on_signals()?;
+    let roles = Roles {
+        worker: Some(roles::Worker {
+            defender,
+            settings: worker,
+            seal_keys: keys.seal_keys.clone(),
+            retry: crate::retry::Policy::default(),
+        }),
+        ingress: Some(roles::Ingress { settings: ingress, keys }),
+        admin_listen: process.admin_listen,
+    };
+    let done = match &broker {
+        BrokerUrl::Sqlite(path) => match super::open_sqlite(path).await {
+            Ok(broker) => work(broker, roles, shutdown).await,
+            Err(error) => Err(error),
+        },
+        BrokerUrl::RabbitMq { .. } => match super::connect_rabbitmq("serve", &broker).await {
+            Ok(broker) => work(broker, roles, shutdown).await,
+            Err(error) => Err(error),
+        },
+    };
+    telemetry.shutdown().await;
+    done
+}
+
+/// Runs `roles` on `broker` to their end.
+pub(super) async fn work<B: Broker>(broker: B, roles: Roles, shutdown: Shutdown) -> anyhow::Result<()> {
+    roles::start(broker, roles, shutdown).await?.wait().await
+}

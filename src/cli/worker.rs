@@ -1,0 +1,54 @@
+//! `worker`: one worker alone.
+
+use clap::Args;
+
+use super::roles::{self, Roles};
+use super::serve::work;
+use crate::config::{BrokerArgs, DefenderArgs, Findings, KeyArgs, LogArgs, ProcessArgs, WorkerArgs};
+use crate::shutdown::Shutdown;
+
+#[derive(Debug, Args)]
+pub(super) struct WorkerRoleArgs {
+    #[command(flatten)]
+    process: ProcessArgs,
+    #[command(flatten)]
+    broker: BrokerArgs,
+    #[command(flatten)]
+    keys: KeyArgs,
+    #[command(flatten)]
+    defender: DefenderArgs,
+    #[command(flatten)]
+    worker: WorkerArgs,
+}
+
+pub(super) async fn run(args: WorkerRoleArgs, log: &LogArgs) -> anyhow::Result<()> {
+    let mut findings = Findings::default();
+    let format = log.resolve(&mut findings);
+    let process = args.process.resolve(&mut findings);
+    let broker = args.broker.resolve(true, &mut findings);
+    let keys = args.keys.resolve(true, &mut findings);
+    let defender = args.defender.resolve(&mut findings);
+    let settings = args.worker.resolve(&mut findings);
+    let warnings = findings.check()?;
+    let defender = defender.expect("a setting that cannot be read is a finding");
+
+    let telemetry = super::begin(format, log, false, &warnings)?;
+    let shutdown = Shutdown::new(process.shutdown_grace);
+    shutdown.on_signals()?;
+    let roles = Roles {
+        ingress: None,
+        worker: Some(roles::Worker {
+            defender,
+            settings,
+            seal_keys: keys.seal_keys,
+            retry: crate::retry::Policy::default(),
+        }),
+        admin_listen: process.admin_listen,
+    };
+    let done = match super::connect_rabbitmq("worker", &broker).await {
+        Ok(broker) => work(broker, roles, shutdown).await,
+        Err(error) => Err(error),
+    };
+    telemetry.shutdown().await;
+    done
+}

@@ -1,0 +1,267 @@
+//! Settings of the workers: where Microsoft is, and how much work at a time.
+
+use std::time::Duration;
+
+use clap::Args;
+use url::Url;
+
+use super::{Findings, parse};
+
+/// Where Entra, Defender, Graph and the portal are.
+#[derive(Debug, Clone, Args)]
+pub struct DefenderArgs {
+    /// Cloud of the tenants: commercial, gcc, gcc-high or dod; sets the four URLs and the scopes
+    #[arg(long, env = "BRIDGE_CLOUD", default_value = "commercial", value_name = "CLOUD")]
+    pub cloud: String,
+    /// Microsoft Entra, where tokens come from [default: the cloud's]
+    #[arg(long, env = "BRIDGE_ENTRA_URL", value_name = "URL")]
+    pub entra_url: Option<String>,
+    /// Defender for Endpoint, without /api [default: the cloud's]
+    #[arg(long, env = "BRIDGE_DEFENDER_URL", value_name = "URL")]
+    pub defender_url: Option<String>,
+    /// Microsoft Graph, for hunting [default: the cloud's]
+    #[arg(long, env = "BRIDGE_GRAPH_URL", value_name = "URL")]
+    pub graph_url: Option<String>,
+    /// The portal that links in answers lead to [default: the cloud's]
+    #[arg(long, env = "BRIDGE_PORTAL_URL", value_name = "URL")]
+    pub portal_url: Option<String>,
+    /// Scope of tokens for Defender [default: the cloud's]
+    #[arg(long, env = "BRIDGE_DEFENDER_SCOPE", value_name = "SCOPE")]
+    pub defender_scope: Option<String>,
+    /// Scope of tokens for Graph [default: the cloud's]
+    #[arg(long, env = "BRIDGE_GRAPH_SCOPE", value_name = "SCOPE")]
+    pub graph_scope: Option<String>,
+    /// Allow http:// to hosts other than this machine: secrets travel in clear. For a simulator in a private network
+    #[arg(long, env = "BRIDGE_ALLOW_PLAIN_HTTP", default_value = "false", value_name = "BOOL")]
+    pub allow_plain_http: String,
+}
+
+/// See [`DefenderArgs`].
+#[derive(Debug, Clone)]
+pub struct DefenderSettings {
+    /// Base of the token endpoint.
+    pub entra_url: Url,
+    /// Base of the REST API, without `/api`.
+    pub defender_url: Url,
+    /// Base of Graph, without the version.
+    pub graph_url: Url,
+    /// Base of links, without a final slash.
+    pub portal_url: String,
+    /// Scope of tokens for the REST API.
+    pub defender_scope: String,
+    /// Scope of tokens for Graph.
+    pub graph_scope: String,
+}
+
+/// The hosts and scopes of a cloud (`defender.md` 1.2 and 1.5).
+struct Cloud {
+    entra: &'static str,
+    defender: &'static str,
+    graph: &'static str,
+    portal: &'static str,
+    defender_scope: &'static str,
+    graph_scope: &'static str,
+}
+
+const COMMERCIAL: Cloud = Cloud {
+    entra: "https://login.microsoftonline.com",
+    defender: "https://api.security.microsoft.com",
+    graph: "https://graph.microsoft.com",
+    portal: "https://security.microsoft.com",
+    defender_scope: "https://api.securitycenter.microsoft.com/.default",
+    graph_scope: "https://graph.microsoft.com/.default",
+};
+const GCC: Cloud = Cloud {
+    defender: "https://api-gcc.securitycenter.microsoft.us",
+    defender_scope: "https://api-gcc.securitycenter.microsoft.us/.default",
+    ..COMMERCIAL
+};
+const GCC_HIGH: Cloud = Cloud {
+    entra: "https://login.microsoftonline.us",
+    defender: "https://api-gov.securitycenter.microsoft.us",
+    graph: "https://graph.microsoft.us",
+    portal: "https://security.microsoft.us",
+    defender_scope: "https://api-gov.securitycenter.microsoft.us/.default",
+    graph_scope: "https://graph.microsoft.us/.default",
+};
+const DOD: Cloud = Cloud {
+    graph: "https://dod-graph.microsoft.us",
+    portal: "https://security.apps.mil",
+    graph_scope: "https://dod-graph.microsoft.us/.default",
+    ..GCC_HIGH
+};
+
+impl Default for DefenderSettings {
+    /// The commercial cloud.
+    fn default() -> Self {
+        let url = |text: &str| Url::parse(text).expect("the cloud's URLs are URLs");
+        Self {
+            entra_url: url(COMMERCIAL.entra),
+            defender_url: url(COMMERCIAL.defender),
+            graph_url: url(COMMERCIAL.graph),
+            portal_url: COMMERCIAL.portal.to_owned(),
+            defender_scope: COMMERCIAL.defender_scope.to_owned(),
+            graph_scope: COMMERCIAL.graph_scope.to_owned(),
+        }
+    }
+}
+
+impl DefenderArgs {
+    /// Checks and reads the values; `None` when one of them is a problem.
+    pub fn resolve(&self, findings: &mut Findings) -> Option<DefenderSettings> {
+        let cloud = match self.cloud.trim().to_ascii_lowercase().as_str() {
+            "" | "commercial" => &COMMERCIAL,
+            "gcc" => &GCC,
+            "gcc-high" => &GCC_HIGH,
+            "dod" => &DOD,
+            other => {
+                findings.problem("BRIDGE_CLOUD", format_args!("{other:?} is none of commercial, gcc, gcc-high, dod"));
+                &COMMERCIAL
+            }
+        };
+        let plain_http = match self.allow_plain_http.trim().to_ascii_lowercase().as_str() {
+            "true" => true,
+            "" | "false" => false,
+            other => {
+                findings.problem("BRIDGE_ALLOW_PLAIN_HTTP", format_args!("{other:?} is neither true nor false"));
+                false
+            }
+        };
+        let mut url = |setting, value: &Option<String>, default| {
+            parse::base_url(findings, setting, parse::given(value.as_ref()).unwrap_or(default), plain_http)
+        };
+        let entra_url = url("BRIDGE_ENTRA_URL", &self.entra_url, cloud.entra);
+        let defender_url = url("BRIDGE_DEFENDER_URL", &self.defender_url, cloud.defender);
+        let graph_url = url("BRIDGE_GRAPH_URL", &self.graph_url, cloud.graph);
+        let portal_url = url("BRIDGE_PORTAL_URL", &self.portal_url, cloud.portal);
+        let scope = |value: &Option<String>, default: &str| parse::given(value.as_ref()).unwrap_or(default).to_owned();
+        Some(DefenderSettings {
+            entra_url: entra_url?,
+            defender_url: defender_url?,
+            graph_url: graph_url?,
+            portal_url: portal_url?.as_str().trim_end_matches('/').to_owned(),
+            defender_scope: scope(&self.defender_scope, cloud.defender_scope),
+            graph_scope: scope(&self.graph_scope, cloud.graph_scope),
+        })
+    }
+}
+
+/// How much a worker does at a time.
+#[derive(Debug, Clone, Args)]
+pub struct WorkerArgs {
+    /// Jobs that this process works on at a time
+    #[arg(long, env = "BRIDGE_WORKER_CONCURRENCY", default_value = "64", value_name = "NUMBER")]
+    pub worker_concurrency: String,
+    /// How long the answer for one observable is kept in memory; 0 = not at all
+    #[arg(long, env = "BRIDGE_ANSWER_TTL", default_value = "60s", value_name = "DURATION")]
+    pub answer_ttl: String,
+}
+
+/// See [`WorkerArgs`].
+#[derive(Debug, Clone)]
+pub struct WorkerSettings {
+    /// Jobs at a time.
+    pub concurrency: u16,
+    /// Zero: answers are not kept.
+    pub answer_ttl: Duration,
+}
+
+impl Default for WorkerSettings {
+    fn default() -> Self {
+        Self { concurrency: 64, answer_ttl: Duration::from_secs(60) }
+    }
+}
+
+impl WorkerArgs {
+    /// Checks and reads the values.
+    pub fn resolve(&self, findings: &mut Findings) -> WorkerSettings {
+        let most = u32::from(u16::MAX);
+        let concurrency = parse::number(findings, "BRIDGE_WORKER_CONCURRENCY", &self.worker_concurrency, (1, most));
+        WorkerSettings {
+            concurrency: u16::try_from(concurrency).unwrap_or(1),
+            answer_ttl: parse::duration(
+                findings,
+                "BRIDGE_ANSWER_TTL",
+                &self.answer_ttl,
+                (Duration::ZERO, Duration::from_secs(3600)),
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(cloud: &str) -> DefenderArgs {
+        DefenderArgs {
+            cloud: cloud.into(),
+            entra_url: None,
+            defender_url: None,
+            graph_url: None,
+            portal_url: None,
+            defender_scope: None,
+            graph_scope: None,
+            allow_plain_http: "false".into(),
+        }
+    }
+
+    #[test]
+    fn each_cloud_has_its_hosts_and_scopes() {
+        for (cloud, entra, graph_scope, portal) in [
+            (
+                "commercial",
+                "https://login.microsoftonline.com/",
+                "https://graph.microsoft.com/.default",
+                "https://security.microsoft.com",
+            ),
+            (
+                "GCC",
+                "https://login.microsoftonline.com/",
+                "https://graph.microsoft.com/.default",
+                "https://security.microsoft.com",
+            ),
+            (
+                "gcc-high",
+                "https://login.microsoftonline.us/",
+                "https://graph.microsoft.us/.default",
+                "https://security.microsoft.us",
+            ),
+            (
+                "dod",
+                "https://login.microsoftonline.us/",
+                "https://dod-graph.microsoft.us/.default",
+                "https://security.apps.mil",
+            ),
+        ] {
+            let mut findings = Findings::default();
+            let settings = args(cloud).resolve(&mut findings).unwrap();
+            assert_eq!(findings, Findings::default());
+            assert_eq!(settings.entra_url.as_str(), entra);
+            assert_eq!(settings.graph_scope, graph_scope);
+            assert_eq!(settings.portal_url, portal);
+        }
+    }
+
+    #[test]
+    fn all_problems_are_found_at_once() {
+        let mut findings = Findings::default();
+        let given = DefenderArgs {
+            entra_url: Some("http://elsewhere.example".into()),
+            graph_url: Some("nonsense".into()),
+            allow_plain_http: "maybe".into(),
+            ..args("mars")
+        };
+        assert!(given.resolve(&mut findings).is_none());
+        assert_eq!(findings.problems.len(), 4, "{findings:?}");
+        let refused = findings.check().unwrap_err().to_string();
+        assert_eq!(refused.lines().count(), 5, "{refused}");
+    }
+
+    #[test]
+    fn an_empty_url_means_the_clouds_own() {
+        let mut findings = Findings::default();
+        let settings = DefenderArgs { entra_url: Some(String::new()), ..args("") }.resolve(&mut findings).unwrap();
+        assert_eq!(settings.entra_url.as_str(), "https://login.microsoftonline.com/");
+    }
+}

@@ -1,0 +1,232 @@
+//! The HTTP edge: a request becomes a message, its reply the answer. It authenticates, validates, publishes and writes;
+//! it never calls a vendor.
+
+mod error;
+mod routes;
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use jiff::Timestamp;
+use tracing::Instrument as _;
+
+use self::error::IngressError;
+use self::routes::Route;
+use crate::broker::{Broker, BrokerError, Message};
+use crate::config::Routes;
+use crate::credentials::{Credentials, SealKeys, Sealed};
+use crate::job::{self, Job};
+use crate::relay::{self, HttpError, Observable, RelayError, limit, observable, payload, token};
+use crate::shutdown::Shutdown;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::propagation;
+
+/// A client that has not sent its whole body by then is answered 408.
+const BODY_LIMIT: Duration = Duration::from_secs(30);
+
+/// What the ingress needs to know.
+#[derive(Debug)]
+pub struct Settings {
+    /// What of the relay is switched on.
+    pub routes: Routes,
+    /// From accepting a call to answering it.
+    pub deadline: Duration,
+    /// `L` of `relay.md` 5.3.
+    pub entities_limit: u32,
+    /// Keys that tokens may be signed with.
+    pub token_keys: token::Keys,
+    /// Keys that seal credentials.
+    pub seal_keys: Arc<SealKeys>,
+}
+
+/// The ingress of one process.
+struct Ingress<B> {
+    settings: Settings,
+    broker: B,
+    metrics: Metrics,
+    shutdown: Shutdown,
+}
+
+/// The routes of the ingress.
+pub fn router<B: Broker>(settings: Settings, broker: B, metrics: Metrics, shutdown: Shutdown) -> Router {
+    let ingress = Arc::new(Ingress { settings, broker, metrics, shutdown });
+    Router::new().fallback(handle::<B>).with_state(ingress)
+}
+
+/// Answers any request: finds its route, keeps the rules on methods, and turns even a panic into a relay answer (E14).
+async fn handle<B: Broker>(State(ingress): State<Arc<Ingress<B>>>, request: Request) -> Response {
+    let started = Instant::now();
+    let route = Route::of(request.uri().path());
+    let name = route.map_or("unmatched", Route::path);
+    let span = propagation::server_span(request.method(), name, request.headers());
+    let head = request.method() == Method::HEAD;
+    let answered = AssertUnwindSafe(ingress.answer(route, request).instrument(span.clone())).catch_unwind().await;
+    let answer = answered.unwrap_or_else(|_| {
+        span.in_scope(|| tracing::error!("a request handler panicked"));
+        Err(IngressError::from(RelayError::unforeseen()))
+    });
+    let (outcome, mut response) = match answer {
+        Ok(response) => ("ok", response),
+        Err(error) => (error.outcome(), error.into_response()),
+    };
+    if head {
+        *response.body_mut() = Body::empty();
+    }
+    let status = response.status();
+    span.record("http.response.status_code", status.as_u16());
+    if outcome != "ok" {
+        span.record("error.type", outcome);
+    }
+    if status.is_server_error() {
+        span.record("otel.status_code", "ERROR");
+    }
+    if let Some(value) = propagation::trace_response(&span) {
+        response.headers_mut().insert("traceresponse", value);
+    }
+    ingress.metrics.request(name, outcome, started.elapsed());
+    span.in_scope(|| {
+        tracing::debug!(http.route = name, http.status = status.as_u16(), outcome, "answered");
+    });
+    response
+}
+
+/// A relay answer: always HTTP 200 (`relay.md` 1.1).
+fn relay_answer(body: impl Into<Body>) -> Response {
+    json_response(StatusCode::OK, body)
+}
+
+fn json_response(status: StatusCode, body: impl Into<Body>) -> Response {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+impl<B: Broker> Ingress<B> {
+    async fn answer(&self, route: Option<Route>, request: Request) -> Result<Response, IngressError> {
+        let route = route.ok_or(IngressError::Http(HttpError::NOT_FOUND))?;
+        if *request.method() == Method::OPTIONS {
+            let mut response = Response::new(Body::empty());
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(error::ALLOW));
+            return Ok(response);
+        }
+        if *request.method() != Method::POST {
+            return Err(IngressError::Http(HttpError::METHOD_NOT_ALLOWED));
+        }
+        let deadline = Timestamp::now() + self.settings.deadline;
+        let (head, body) = request.into_parts();
+        // Read even where it means nothing, so that the connection can serve the next request.
+        let body = read_body(&head.headers, body).await?;
+        if route == Route::Version {
+            return Ok(relay_answer(relay::version(env!("CARGO_PKG_VERSION")).to_string()));
+        }
+        let claims = self.authenticate(&head.headers)?;
+        let limit = limit::lowered(self.settings.entities_limit, claims.entities_limit);
+        let credentials = Credentials {
+            tenant_id: claims.tenant_id,
+            client_id: claims.client_id,
+            client_secret: claims.client_secret,
+        };
+        match route {
+            Route::Health => {
+                self.ask(&credentials, deadline, |credentials| Job::Health(job::Health { credentials })).await
+            }
+            Route::Observe if self.settings.routes.observe => {
+                let observables = observables(&body)?;
+                if observables.is_empty() {
+                    return Ok(relay_answer(relay::no_data().to_string()));
+                }
+                let observables =
+                    observables.into_iter().map(|known| (known.spelled_type, known.spelled_value)).collect();
+                self.ask(&credentials, deadline, |credentials| {
+                    Job::Observe(job::Observe { credentials, limit, observables })
+                })
+                .await
+            }
+            Route::Deliberate => {
+                observables(&body)?;
+                Ok(relay_answer(relay::no_data().to_string()))
+            }
+            Route::Version | Route::Observe => Ok(relay_answer(relay::no_data().to_string())),
+            Route::Refer | Route::Respond => Ok(relay_answer(relay::empty_list().to_string())),
+            Route::Trigger => {
+                let refusal = relay::trigger_failure(&[RelayError::unsupported_action()]);
+                Ok(relay_answer(refusal.to_string()))
+            }
+        }
+    }
+
+    fn authenticate(&self, headers: &HeaderMap) -> Result<token::Claims, RelayError> {
+        let mut given = headers.get_all(header::AUTHORIZATION).iter();
+        let header = match (given.next(), given.next()) {
+            // Two headers are no more one scheme and one token than three words are (A3).
+            (Some(_), Some(_)) => Some(&b""[..]),
+            (first, _) => first.map(HeaderValue::as_bytes),
+        };
+        token::authenticate(header, &self.settings.token_keys, Timestamp::now())
+            .map_err(|error| RelayError::authorization(error.reason()))
+    }
+
+    /// Sends a job to the workers and returns their reply as the answer.
+    async fn ask(
+        &self,
+        credentials: &Credentials,
+        deadline: Timestamp,
+        job: impl FnOnce(Sealed) -> Job,
+    ) -> Result<Response, IngressError> {
+        let mut message = Message::new(Bytes::new());
+        let sealed = self.settings.seal_keys.seal(credentials, message.id).map_err(|error| {
+            tracing::error!(error = %error, "credentials could not be sealed");
+            RelayError::not_processed()
+        })?;
+        let job = job(sealed);
+        message.body = job.encode();
+        let id = message.id;
+        let span = propagation::send_span(&job::RELAY, &mut message, job.kind());
+        let reply = async {
+            tokio::select! {
+                reply = self.broker.ask(&job::RELAY, message, deadline) => reply,
+                // The process stops before the deadline: the caller gets an answer all the same.
+                () = self.shutdown.last_call() => Err(BrokerError::Timeout),
+            }
+        }
+        .instrument(span.clone())
+        .await;
+        match reply {
+            Ok(body) => Ok(relay_answer(body)),
+            Err(error) => {
+                propagation::fail(&span, error::class(&error));
+                tracing::warn!(error = %error, message.id = %id, job.kind = job.kind(), "no worker answered a relay call");
+                Err(IngressError::from(error::of_broker(&error)))
+            }
+        }
+    }
+}
+
+/// The observables of a request that `/observe` looks for, each once.
+fn observables(body: &[u8]) -> Result<Vec<Observable>, RelayError> {
+    let items = payload::observable_list(body).map_err(|details| RelayError::invalid_payload(&details))?;
+    let known = items.iter().filter_map(|(kind, value)| Observable::parse(kind, value));
+    Ok(observable::dedup(known.filter(Observable::is_observable).collect()))
+}
+
+async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, IngressError> {
+    let declared = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    if declared.is_some_and(|length| length > relay::MAX_BODY_BYTES) {
+        return Err(IngressError::Http(HttpError::PAYLOAD_TOO_LARGE));
+    }
+    match tokio::time::timeout(BODY_LIMIT, axum::body::to_bytes(body, relay::MAX_BODY_BYTES)).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(error)) if error::is_length_limit(&error) => Err(IngressError::Http(HttpError::PAYLOAD_TOO_LARGE)),
+        Ok(Err(_)) => Err(IngressError::Http(error::BROKEN_BODY)),
+        Err(_) => Err(IngressError::Http(error::SLOW_BODY)),
+    }
+}

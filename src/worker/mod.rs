@@ -1,0 +1,181 @@
+//! The loop: receive, open, handle, settle. It knows kinds of jobs only by their handlers; a handler knows only its job
+//! and the [`Context`].
+//!
+//! A relay job is answered, never retried by the queue: its caller waits. One that cannot be worked (undecodable, sealed
+//! with an unknown key, crashing its workers) is answered with E14, so that the caller learns it at once.
+
+pub mod context;
+mod health;
+mod observe;
+
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use jiff::Timestamp;
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
+
+pub use self::context::Context;
+use crate::broker::{Broker, BrokerError, Delivery, Lane, Message, Receiver, Settlement};
+use crate::job::{self, DecodeError, Job};
+use crate::relay::{self, RelayError};
+use crate::shutdown::Shutdown;
+use crate::telemetry::propagation;
+
+/// Workers answer this long before the caller's deadline, so that the answer arrives in time (`DESIGN.md` 10, ruling 9).
+const ANSWER_MARGIN: Duration = Duration::from_secs(1);
+
+/// A relay job whose workers died this often is answered with E14: it may be the job that kills them.
+const RELAY_ATTEMPTS: u32 = 3;
+
+/// Slots for urgent jobs beside those for normal ones, so that containment never waits for a free hand.
+const URGENT_SLOTS: u16 = 8;
+
+/// How long a job of a newer version is put off, for a newer worker to take.
+const NEWER_VERSION_DELAY: Duration = Duration::from_secs(1);
+
+/// Works until the soft stop, at most `concurrency` normal jobs at a time; then finishes what is in hand, and gives back
+/// what is not finished at the hard stop.
+///
+/// # Errors
+/// When the broker does not let this process receive, or closes while it should work.
+pub async fn run<B: Broker>(
+    broker: B,
+    context: Context,
+    concurrency: u16,
+    shutdown: Shutdown,
+) -> Result<(), BrokerError> {
+    let mut normal = broker.receive(&job::RELAY, Lane::Normal, concurrency).await?;
+    let mut urgent = broker.receive(&job::RELAY, Lane::Urgent, URGENT_SLOTS).await?;
+    tracing::info!(concurrency, "the worker takes jobs");
+    let jobs = TaskTracker::new();
+    let ended = loop {
+        let delivery = tokio::select! {
+            biased;
+            () = shutdown.begun() => break Ok(()),
+            delivery = next(&mut urgent) => delivery,
+            delivery = next(&mut normal) => delivery,
+        };
+        match delivery {
+            Ok(delivery) => {
+                jobs.spawn(work(delivery, context.clone(), shutdown.clone()));
+            }
+            Err(error) => break Err(error),
+        }
+    };
+    normal.close().await;
+    urgent.close().await;
+    jobs.close();
+    jobs.wait().await;
+    ended
+}
+
+async fn next(receiver: &mut Receiver) -> Result<Delivery, BrokerError> {
+    receiver.next().await.ok_or(BrokerError::Closed)
+}
+
+/// Works one delivery to its settlement.
+async fn work(delivery: Delivery, context: Context, shutdown: Shutdown) {
+    let now = Timestamp::now();
+    let span = propagation::process_span(&job::RELAY, &delivery, now);
+    let waited = Duration::try_from(now.duration_since(delivery.published)).unwrap_or_default();
+    let in_hands = context.metrics.job_begins(waited);
+    let started = Instant::now();
+    async {
+        let worked = tokio::select! {
+            worked = step(&delivery.message, delivery.attempt, delivery.deadline, &context) => worked,
+            () = shutdown.hard() => Worked { kind: "relay", outcome: "given_back", settlement: Settlement::GiveBack },
+        };
+        let span = tracing::Span::current();
+        span.record("job.kind", worked.kind);
+        span.record("job.outcome", worked.outcome);
+        if worked.outcome != "ok" {
+            propagation::fail(&span, worked.outcome);
+        }
+        if let Err(error) = delivery.settle(worked.settlement).await {
+            tracing::warn!(error = %error, "a settlement did not arrive; the job may be worked again");
+        }
+        context.metrics.job(worked.kind, worked.outcome, started.elapsed());
+        drop(in_hands);
+    }
+    .instrument(span)
+    .await;
+}
+
+/// What became of a delivery.
+struct Worked {
+    kind: &'static str,
+    outcome: &'static str,
+    settlement: Settlement,
+}
+
+impl Worked {
+    const fn reply(kind: &'static str, outcome: &'static str, body: Bytes) -> Self {
+        Self { kind, outcome, settlement: Settlement::Done { reply: Some(body) } }
+    }
+
+    /// E14: the caller learns that something went wrong, the operator what.
+    fn unforeseen(kind: &'static str, outcome: &'static str) -> Self {
+        Self::reply(kind, outcome, failure(&[RelayError::unforeseen()]))
+    }
+}
+
+/// The body of an answer that holds errors only.
+fn failure(errors: &[RelayError]) -> Bytes {
+    relay::failure(errors).to_string().into()
+}
+
+/// Decides what becomes of a delivery. A panic in a handler is E14 too.
+async fn step(message: &Message, attempt: u32, deadline: Option<Timestamp>, context: &Context) -> Worked {
+    const UNKNOWN: &str = "relay";
+    let now = Timestamp::now();
+    let left =
+        deadline.map_or(Duration::MAX, |deadline| Duration::try_from(deadline.duration_since(now)).unwrap_or_default());
+    if left.is_zero() {
+        // Nobody waits any more.
+        return Worked { kind: UNKNOWN, outcome: "expired", settlement: Settlement::Done { reply: None } };
+    }
+    if attempt > RELAY_ATTEMPTS {
+        tracing::error!(message.id = %message.id, "a relay job was given up: the workers that had it died");
+        return Worked::unforeseen(UNKNOWN, "attempts");
+    }
+    let job = match Job::decode(&message.body) {
+        Ok(job) => job,
+        Err(DecodeError::Newer(version)) => {
+            tracing::info!(job.version = version, "a job is left for a newer worker");
+            let settlement = Settlement::Later { after: NEWER_VERSION_DELAY, body: None };
+            return Worked { kind: UNKNOWN, outcome: "newer_version", settlement };
+        }
+        Err(error) => {
+            tracing::error!(error = %error, message.id = %message.id, "a relay job cannot be read");
+            return Worked::unforeseen(UNKNOWN, "undecodable");
+        }
+    };
+    let kind = job.kind();
+    // The caller's deadline may be further away than any clock: then the longest wait a caller can have is enough.
+    let until = Instant::now() + left.saturating_sub(ANSWER_MARGIN).min(Duration::from_secs(3600));
+    let (Job::Observe(job::Observe { credentials, .. }) | Job::Health(job::Health { credentials })) = &job;
+    let credentials = match context.seal_keys.open(credentials, message.id) {
+        Ok(credentials) => credentials,
+        Err(error) => {
+            tracing::error!(error = %error, "a relay job cannot be opened; do ingress and workers have the same keys?");
+            return Worked::unforeseen(kind, "sealed");
+        }
+    };
+    let handled = async {
+        match job {
+            Job::Observe(job) => observe::handle(job, &credentials, until, context).await,
+            Job::Health(_) => health::handle(&credentials, until, context).await,
+        }
+    };
+    match AssertUnwindSafe(handled).catch_unwind().await {
+        Ok(body) => Worked::reply(kind, "ok", body),
+        Err(_) => {
+            tracing::error!(message.id = %message.id, job.kind = kind, "a handler panicked");
+            Worked::unforeseen(kind, "panic")
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! What failed during a request, and which relay errors that becomes (`relay.md` 3.1 and 3.3; `DESIGN.md` 10, rulings 8
+//! and 9). Pure.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::defender::{Audience, DefenderError, Family, Kind};
+use crate::relay::{RelayError, error};
+
+/// More failed observables than this are not named one by one: the message then stands once, unnamed.
+const NAMED_LIMIT: usize = 20;
+
+/// How far a failure reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// Only what was asked about; the next call of the family is made.
+    Observable,
+    /// The same would happen again: no further call of this family.
+    Family,
+    /// No further call at all.
+    Request,
+}
+
+/// How far a failure of this kind reaches.
+pub(super) fn reach(error: &DefenderError) -> Reach {
+    match error.kind() {
+        Kind::TokenRefused { .. }
+        | Kind::TokenTenantUnknown
+        | Kind::TokenMissing
+        | Kind::TokenOther { .. }
+        | Kind::Unauthorized
+        | Kind::Deadline => Reach::Request,
+        Kind::Forbidden | Kind::Throttled { .. } | Kind::Certificate { .. } => Reach::Family,
+        _ if error.is_out_of_time() => Reach::Request,
+        Kind::InvalidRequest
+        | Kind::InvalidValue
+        | Kind::ServerError
+        | Kind::BadGateway
+        | Kind::Connect
+        | Kind::Tls
+        | Kind::TooLarge => Reach::Observable,
+    }
+}
+
+/// The relay error of a failure. `has_data` says whether sightings come with it: a role that is missing for hunting,
+/// files or machines is then a warning that names it (`DESIGN.md` 5).
+pub(in crate::worker) fn relay_error(error: &DefenderError, has_data: bool) -> RelayError {
+    let detail = error.detail().unwrap_or("no answer");
+    match error.kind() {
+        Kind::TokenRefused { description: Some(description) } => RelayError::authorization(description),
+        Kind::TokenRefused { description: None } => RelayError::authorization_at_defender(),
+        Kind::TokenTenantUnknown => RelayError::unknown_tenant(),
+        Kind::TokenMissing => RelayError::no_access_token(),
+        Kind::TokenOther { description: Some(description) } => RelayError::entra_unexpected(description),
+        Kind::TokenOther { description: None } | Kind::InvalidValue => RelayError::unforeseen(),
+        Kind::Unauthorized => RelayError::authorization(detail),
+        Kind::Forbidden => {
+            let refused =
+                error.family().permission().map_or_else(RelayError::unforeseen, RelayError::permission_denied);
+            if has_data && error.family() != Family::Alerts { refused.as_warning() } else { refused }
+        }
+        Kind::Throttled { hunting: true } => RelayError::hunting_rate_limit(detail),
+        Kind::Throttled { hunting: false } => RelayError::too_many_requests(),
+        Kind::InvalidRequest => RelayError::invalid_request(detail),
+        Kind::ServerError | Kind::BadGateway | Kind::TooLarge => RelayError::defender_internal(),
+        Kind::Connect | Kind::Tls => RelayError::connection(),
+        Kind::Certificate { reason } => RelayError::certificate(reason),
+        Kind::Deadline => RelayError::deadline(has_data),
+    }
+}
+
+/// What is not called any more. Shared by the calls under way, so that the next one already knows.
+#[derive(Debug, Default)]
+pub(super) struct Stops(Mutex<Stopped>);
+
+#[derive(Debug, Default)]
+struct Stopped {
+    families: Vec<Family>,
+    request: bool,
+}
+
+impl Stops {
+    /// Takes note of a failure that would happen again.
+    pub(super) fn note(&self, error: &DefenderError) {
+        let mut stopped = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match reach(error) {
+            Reach::Observable => {}
+            Reach::Family => stopped.families.push(error.family()),
+            Reach::Request => stopped.request = true,
+        }
+    }
+
+    /// Whether calls of this family are still worth making.
+    pub(super) fn allows(&self, family: Family) -> bool {
+        let audience = if family == Family::Hunting { Audience::Graph } else { Audience::Defender };
+        let stopped = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        !stopped.request && !stopped.families.iter().any(|of| *of == family || *of == Family::Token(audience))
+    }
+}
+
+/// The failures of one request.
+#[derive(Debug, Default)]
+pub(super) struct Failures {
+    /// Each with the positions of the observables it concerns.
+    entries: Vec<(DefenderError, BTreeSet<usize>)>,
+    /// A best-effort lookup failed (E23).
+    details_missing: bool,
+    stops: Arc<Stops>,
+}
+
+impl Failures {
+    /// Notes the failure of a call that was made for the observables at `positions`.
+    pub(super) fn add(&mut self, error: &DefenderError, positions: impl IntoIterator<Item = usize>) {
+        self.stops.note(error);
+        let same = |known: &DefenderError| known.family() == error.family() && known.kind() == error.kind();
+        // The token endpoint says the same to both audiences, with another trace id in its text each time.
+        let token = |of: &DefenderError| matches!(of.family(), Family::Token(_));
+        if token(error) && self.entries.iter().any(|(known, _)| token(known) && reach(known) == Reach::Request) {
+            return;
+        }
+        match self.entries.iter_mut().find(|(known, _)| same(known)) {
+            Some((_, known)) => known.extend(positions),
+            None => self.entries.push((error.clone(), positions.into_iter().collect())),
+        }
+    }
+
+    /// Notes the failure of a best-effort lookup: E23, or the name of the missing role, never an end of anything but
+    /// its own family.
+    pub(super) fn add_best_effort(&mut self, error: &DefenderError) {
+        match error.kind() {
+            Kind::Forbidden | Kind::Deadline => self.add(error, []),
+            _ => {
+                self.details_missing = true;
+                self.stops.note(error);
+            }
+        }
+    }
+
+    /// Notes that details were left out without a call having failed (E23).
+    pub(super) fn add_details_missing(&mut self) {
+        self.details_missing = true;
+    }
+
+    /// What is not called any more.
+    pub(super) fn stops(&self) -> Arc<Stops> {
+        Arc::clone(&self.stops)
+    }
+
+    /// The relay errors, in the order in which things failed. A message that concerns some of the request's observables
+    /// names them; one that concerns all of them, or a whole family, does not.
+    pub(super) fn into_errors(self, values: &[&str], has_data: bool) -> Vec<RelayError> {
+        let mut errors = Vec::new();
+        for (failure, positions) in &self.entries {
+            let error = relay_error(failure, has_data);
+            let some = !positions.is_empty() && positions.len() < values.len() && positions.len() <= NAMED_LIMIT;
+            if some && reach(failure) == Reach::Observable {
+                errors.extend(positions.iter().map(|position| error.clone().about(values[*position])));
+            } else {
+                errors.push(error);
+            }
+        }
+        if self.details_missing {
+            errors.push(RelayError::details_missing());
+        }
+        error::distinct(errors)
+    }
+}

@@ -1,0 +1,254 @@
+//! A whole bridge for one test: simulator, queue, ingress and worker in this process, ports by the system.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use defender_bridge::broker::Broker;
+use defender_bridge::broker::rabbitmq::{self, RabbitMq};
+use defender_bridge::broker::sqlite::{self, Sqlite};
+use defender_bridge::cli::roles::{self, Roles, Running};
+use defender_bridge::config::{DefenderSettings, IngressSettings, Keys, Routes, WorkerSettings};
+use defender_bridge::credentials::SealKeys;
+use defender_bridge::job::TOPOLOGY;
+use defender_bridge::relay::token;
+use defender_bridge::retry;
+use defender_bridge::shutdown::Shutdown;
+use defender_bridge::simulator::scenario::{DEMO_CLIENT_ID, DEMO_CLIENT_SECRET, DEMO_TENANT_ID};
+use defender_bridge::simulator::{self, Control, Simulator};
+use serde_json::Value;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+/// The key that the worked envelopes are signed with.
+pub const SECRET_KEY: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+/// Which queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Queue {
+    /// A file of the test's own.
+    Sqlite,
+    /// A namespace of the test's own at `TEST_RABBITMQ_URL`.
+    RabbitMq,
+}
+
+/// How the bridge of a test differs from the product's defaults.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub queue: Queue,
+    pub token_keys: Vec<String>,
+    pub routes: Routes,
+    pub deadline: Duration,
+    pub grace: Duration,
+    pub entities_limit: u32,
+    pub answer_ttl: Duration,
+    pub concurrency: u16,
+    pub retry: retry::Policy,
+    pub simulator: simulator::Settings,
+    /// In place of the simulator's URL, for upstreams that are not there or speak no HTTP.
+    pub upstream: Option<String>,
+    pub worker: bool,
+}
+
+impl Default for Options {
+    /// Retries are quick and answers are not kept, so that each call of a test is seen.
+    fn default() -> Self {
+        Self {
+            queue: Queue::Sqlite,
+            token_keys: vec![SECRET_KEY.to_owned()],
+            routes: Routes { observe: true, refer: true, respond: false },
+            deadline: Duration::from_secs(20),
+            grace: Duration::from_secs(20),
+            entities_limit: 100,
+            answer_ttl: Duration::ZERO,
+            concurrency: 64,
+            retry: retry::Policy { first: Duration::from_millis(5), cap: Duration::from_millis(20), tries: 3 },
+            simulator: simulator::Settings { quota: None, ..simulator::Settings::default() },
+            upstream: None,
+            worker: true,
+        }
+    }
+}
+
+/// An answer of the ingress.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: reqwest::header::HeaderMap,
+    pub text: String,
+}
+
+impl Answer {
+    pub async fn of(response: reqwest::Response) -> Self {
+        Self {
+            status: response.status().as_u16(),
+            headers: response.headers().clone(),
+            text: response.text().await.expect("the answer arrives whole"),
+        }
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error} in {}", self.text))
+    }
+
+    /// The sightings; none when there are no data.
+    pub fn sightings(&self) -> Vec<Value> {
+        self.json()["data"]["sightings"]["docs"].as_array().cloned().unwrap_or_default()
+    }
+
+    /// (code, message, type) of each error.
+    pub fn errors(&self) -> Vec<(String, String, String)> {
+        let text = |value: &Value| value.as_str().expect("a text").to_owned();
+        let errors = self.json()["errors"].as_array().cloned().unwrap_or_default();
+        errors.iter().map(|e| (text(&e["code"]), text(&e["message"]), text(&e["type"]))).collect()
+    }
+}
+
+/// See the module's documentation.
+pub struct TestBridge {
+    pub simulator: Simulator,
+    pub address: SocketAddr,
+    pub admin: SocketAddr,
+    pub shutdown: Shutdown,
+    pub client: reqwest::Client,
+    pub folder: TempDir,
+    running: Running,
+}
+
+impl TestBridge {
+    pub async fn start() -> Self {
+        Self::start_with(Options::default()).await
+    }
+
+    pub async fn start_with(options: Options) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let simulator = Simulator::start(options.simulator.clone()).await.expect("the simulator listens");
+        let shutdown = Shutdown::new(options.grace);
+        let upstream = options.upstream.clone().unwrap_or_else(|| simulator.url());
+        let running = match options.queue {
+            Queue::Sqlite => {
+                let path = folder.path().join("queue.sqlite");
+                let broker =
+                    Sqlite::open(sqlite::Settings { path, topology: &TOPOLOGY }).await.expect("the queue opens");
+                start_roles(broker, &options, &upstream, shutdown.clone()).await
+            }
+            Queue::RabbitMq => {
+                let broker = RabbitMq::connect(rabbitmq_settings("bridge")).await.expect("RabbitMQ is there");
+                start_roles(broker, &options, &upstream, shutdown.clone()).await
+            }
+        };
+        Self {
+            simulator,
+            address: running.ingress.expect("the ingress listens"),
+            admin: running.admin.expect("the admin port listens"),
+            shutdown,
+            client: client(),
+            folder,
+            running,
+        }
+    }
+
+    pub fn control(&self) -> &Control {
+        self.simulator.control()
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// `POST path` with the demo tenant's token.
+    pub async fn post(&self, path: &str, body: &Value) -> Answer {
+        self.post_as(&demo_token(), path, body).await
+    }
+
+    /// `POST path` with this token.
+    pub async fn post_as(&self, token: &str, path: &str, body: &Value) -> Answer {
+        let request = self.client.post(self.url(path)).bearer_auth(token).json(body);
+        Answer::of(request.send().await.expect("the ingress answers")).await
+    }
+
+    /// `POST /observe/observables` with (type, value) pairs.
+    pub async fn observe(&self, observables: &[(&str, &str)]) -> Answer {
+        self.post("/observe/observables", &observable_list(observables)).await
+    }
+
+    /// Stops everything in order.
+    pub async fn stop(self) {
+        self.shutdown.begin();
+        self.running.wait().await.expect("the roles stop in order");
+        self.simulator.stop().await;
+    }
+}
+
+async fn start_roles<B: Broker>(broker: B, options: &Options, upstream: &str, shutdown: Shutdown) -> Running {
+    let secrets: Vec<_> = options.token_keys.iter().map(|key| key.as_str().into()).collect();
+    let seal_keys = Arc::new(SealKeys::derive(&secrets.iter().collect::<Vec<_>>()));
+    let upstream: url::Url = upstream.parse().expect("a URL");
+    let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
+    let roles = Roles {
+        ingress: Some(roles::Ingress {
+            settings: IngressSettings {
+                listen: any_port,
+                routes: options.routes,
+                deadline: options.deadline,
+                entities_limit: options.entities_limit,
+            },
+            keys: Keys { token_keys: secrets, seal_keys: Arc::clone(&seal_keys) },
+        }),
+        worker: options.worker.then(|| roles::Worker {
+            defender: DefenderSettings {
+                entra_url: upstream.clone(),
+                defender_url: upstream.clone(),
+                graph_url: upstream,
+                ..DefenderSettings::default()
+            },
+            settings: WorkerSettings { concurrency: options.concurrency, answer_ttl: options.answer_ttl },
+            seal_keys,
+            retry: options.retry.clone(),
+        }),
+        admin_listen: Some(any_port),
+    };
+    roles::start(broker, roles, shutdown).await.expect("the roles start")
+}
+
+/// A link to the test broker in a namespace of its own.
+pub fn rabbitmq_settings(name: &str) -> rabbitmq::Settings {
+    rabbitmq::Settings {
+        urls: vec![rabbitmq_url()],
+        namespace: format!("test-{}", Uuid::now_v7().simple()),
+        connection_name: name.to_owned(),
+        topology: &TOPOLOGY,
+    }
+}
+
+/// The broker that `tests/run` provides.
+pub fn rabbitmq_url() -> String {
+    std::env::var("TEST_RABBITMQ_URL").expect("TEST_RABBITMQ_URL names a broker; tests/run provides one")
+}
+
+/// A client that neither follows redirects nor uses a proxy.
+pub fn client() -> reqwest::Client {
+    let builder = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
+    builder.build().expect("an HTTP client")
+}
+
+/// A token for the demo tenant.
+pub fn demo_token() -> String {
+    mint(DEMO_TENANT_ID, DEMO_CLIENT_ID, DEMO_CLIENT_SECRET, None)
+}
+
+/// A token for any tenant.
+pub fn mint(tenant: &str, client: &str, secret: &str, entities_limit: Option<u32>) -> String {
+    let claims = token::Claims {
+        tenant_id: tenant.to_owned(),
+        client_id: client.to_owned(),
+        client_secret: secret.into(),
+        entities_limit,
+    };
+    token::mint(&claims, None, &SECRET_KEY.into())
+}
+
+/// The body of `/observe/observables`.
+pub fn observable_list(observables: &[(&str, &str)]) -> Value {
+    observables.iter().map(|(kind, value)| serde_json::json!({"type": kind, "value": value})).collect()
+}

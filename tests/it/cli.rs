@@ -1,0 +1,190 @@
+//! The binary from outside, and its settings against what the documents say of them.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Output, Stdio};
+
+use clap::CommandFactory as _;
+use defender_bridge::cli::Cli;
+
+/// The binary, with nothing of this process's own settings.
+fn bridge(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_defender-bridge"));
+    command.args(arguments).env_clear().env("HOME", env!("CARGO_TARGET_TMPDIR"));
+    command
+}
+
+fn output(command: &mut Command) -> Output {
+    command.output().expect("the binary runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("UTF-8")
+}
+
+/// Every environment variable that some command reads, with its default.
+fn variables() -> BTreeMap<String, Option<String>> {
+    fn collect(command: &clap::Command, found: &mut BTreeMap<String, Option<String>>) {
+        for argument in command.get_arguments() {
+            if let Some(name) = argument.get_env() {
+                let default =
+                    argument.get_default_values().first().map(|value| value.to_str().expect("UTF-8").to_owned());
+                found.insert(name.to_str().expect("UTF-8").to_owned(), default);
+            }
+        }
+        command.get_subcommands().for_each(|command| collect(command, found));
+    }
+    let mut found = BTreeMap::new();
+    collect(&Cli::command(), &mut found);
+    found
+}
+
+fn document(path: &str) -> String {
+    std::fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).expect("a document")
+}
+
+#[test]
+fn the_settings_table_of_the_readme_is_that_of_the_command_line() {
+    let readme = document("README.md");
+    let settings = readme.split("## Settings").nth(1).expect("a section").split("\n## ").next().expect("its end");
+    let mut told = BTreeMap::new();
+    for row in settings.lines().filter(|line| line.starts_with("| `")) {
+        let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+        told.insert(cells[0].trim_matches('`').to_owned(), cells[1].to_owned());
+    }
+    // Each secret has a file form, which one sentence above the table says.
+    for (name, default) in variables().into_iter().filter(|(name, _)| !name.ends_with("_FILE")) {
+        let cell = told.remove(&name).unwrap_or_else(|| panic!("{name} is not in the README"));
+        if let Some(default) = default {
+            assert_eq!(cell, format!("`{default}`"), "{name}");
+        } else {
+            assert!(!cell.starts_with('`'), "{name} has no default: {cell}");
+        }
+    }
+    assert!(told.is_empty(), "the README has settings that do not exist: {told:?}");
+}
+
+#[test]
+fn the_example_environment_file_names_every_setting_of_the_service() {
+    let example = document("deploy/bridge.env.example");
+    let known = variables();
+    for (name, default) in &known {
+        if ["BRIDGE_SIMULATOR_LISTEN", "TENANT_ID", "APP_ID", "APP_SECRET", "APP_SECRET_FILE", "BRIDGE_BROKER_URL_FILE"]
+            .contains(&name.as_str())
+        {
+            continue;
+        }
+        let expected = format!("{name}={}", default.as_deref().unwrap_or_default());
+        let fits = |line: &str| line.trim_start_matches('#').starts_with(&expected);
+        assert!(example.lines().any(fits), "{expected}");
+    }
+    for line in example.lines() {
+        let Some((name, _)) = line.trim_start_matches('#').split_once('=') else { continue };
+        let standard = name.starts_with("OTEL_") || name == "RUST_LOG";
+        assert!(standard || name.contains(' ') || known.contains_key(name), "{name} is no setting");
+    }
+}
+
+#[test]
+fn every_command_explains_every_flag() {
+    fn check(command: &clap::Command) {
+        assert!(command.get_about().is_some(), "{}", command.get_name());
+        for argument in command.get_arguments().filter(|argument| argument.get_id() != "help") {
+            assert!(argument.get_help().is_some(), "{} {}", command.get_name(), argument.get_id());
+        }
+        command.get_subcommands().for_each(check);
+    }
+    let mut command = Cli::command();
+    command.build();
+    command.get_subcommands().filter(|command| command.get_name() != "help").for_each(check);
+}
+
+#[test]
+fn a_wrong_configuration_is_refused_with_all_its_problems() {
+    let mut command = bridge(&["worker"]);
+    command.envs([
+        ("BRIDGE_BROKER_URL", "sqlite:queue"),
+        ("BRIDGE_CLOUD", "mars"),
+        ("BRIDGE_ANSWER_TTL", "soon"),
+        ("BRIDGE_ENTRA_URL", "http://elsewhere.example"),
+        ("BRIDGE_LOG", "xml"),
+    ]);
+    let output = output(&mut command);
+    assert_eq!(output.status.code(), Some(78));
+    let told = text(&output.stderr);
+    for setting in
+        ["BRIDGE_BROKER_URL", "BRIDGE_CLOUD", "BRIDGE_ANSWER_TTL", "BRIDGE_ENTRA_URL", "BRIDGE_LOG", "BRIDGE_SEAL_KEYS"]
+    {
+        assert!(told.contains(&format!("{setting}: ")), "{setting} is not in {told}");
+    }
+}
+
+#[test]
+fn an_address_in_use_is_named_with_its_setting() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut command = bridge(&["serve"]);
+    command.env("BRIDGE_LISTEN", taken.local_addr().expect("an address").to_string());
+    command.env("BRIDGE_ADMIN_LISTEN", "off");
+    command.env("BRIDGE_BROKER_URL", format!("sqlite:{}", folder.path().join("queue").display()));
+    let output = output(&mut command);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("BRIDGE_LISTEN: cannot listen on"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_token_is_made_inspected_and_refused_with_another_key() {
+    let key = text(&output(&mut bridge(&["token", "new-key"])).stdout);
+    let key = key.trim();
+    let mut mint = bridge(&["token", "mint", "--entities-limit", "50", "--expires-in", "720h"]);
+    mint.envs([("SECRET_KEY", key), ("TENANT_ID", "t.example"), ("APP_ID", "app"), ("APP_SECRET", "pl4nted")]);
+    let token = text(&output(&mut mint).stdout);
+    let token = token.trim();
+    assert_eq!(token.split('.').count(), 3, "{token}");
+
+    let inspected = output(bridge(&["token", "inspect", token]).env("SECRET_KEY", key));
+    let told = text(&inspected.stdout);
+    assert!(inspected.status.success() && told.contains("the relay accepts this token"), "{told}");
+    assert!(told.contains("t.example") && !told.contains("pl4nted"), "{told}");
+
+    let refused =
+        output(bridge(&["token", "inspect", token]).env("SECRET_KEY", "another key that is long enough to be one"));
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("Failed to decode JWT with provided key"), "{}", text(&refused.stderr));
+}
+
+#[test]
+fn a_token_that_the_relay_would_refuse_is_not_handed_out() {
+    let mut mint = bridge(&["token", "mint", "--tenant-id", "no/tenant", "--app-id", "app"]);
+    mint.envs([("SECRET_KEY", "0123456789abcdef0123456789abcdef"), ("APP_SECRET", "pl4nted")]);
+    let output = output(&mut mint);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(output.stdout.is_empty());
+    assert!(text(&output.stderr).contains("Wrong JWT payload structure"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn the_demo_tells_its_story_and_ends_when_told() {
+    let output = output(&mut bridge(&["demo", "--once", "--listen", "127.0.0.1:0"]));
+    let told = text(&output.stdout);
+    assert!(output.status.success(), "{told}{}", text(&output.stderr));
+    assert!(told.contains("sightings") && told.contains("curl -s -X POST"), "{told}");
+    let count: usize = told
+        .lines()
+        .find_map(|line| line.trim().strip_suffix(" sightings")?.parse().ok())
+        .expect("a line that counts the sightings");
+    assert!(count >= 3, "{told}");
+    assert_eq!(text(&output.stderr), "");
+}
+
+#[test]
+fn the_simulator_says_how_to_use_it_and_stops_at_sigterm() {
+    let mut child =
+        bridge(&["simulate", "--listen", "127.0.0.1:0"]).stdout(Stdio::piped()).spawn().expect("the binary runs");
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let settings = lines.find_map(|line| line.ok().filter(|line| line.contains("BRIDGE_ENTRA_URL=http://127.0.0.1:")));
+    assert!(settings.is_some());
+    let killed = Command::new("kill").arg(child.id().to_string()).status().expect("kill runs");
+    assert!(killed.success());
+    assert!(child.wait().expect("it ends").success());
+}
