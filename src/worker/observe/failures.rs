@@ -30,6 +30,8 @@ pub(super) fn reach(error: &DefenderError) -> Reach {
         | Kind::TokenOther { .. }
         | Kind::Unauthorized
         | Kind::Deadline => Reach::Request,
+        // Without a token there is no call, and the token endpoint has had all its tries.
+        _ if matches!(error.family(), Family::Token(_)) => Reach::Request,
         Kind::Forbidden | Kind::Throttled { .. } | Kind::Certificate { .. } => Reach::Family,
         _ if error.is_out_of_time() => Reach::Request,
         Kind::InvalidRequest
