@@ -320,7 +320,20 @@ impl Session {
     pub async fn file(&self, hash: &str) -> Result<Option<File>, DefenderError> {
         let hash = query::hex(hash, 40).or_else(|| query::hex(hash, 64));
         let hash = hash.ok_or_else(|| DefenderError::invalid_value(Family::Files))?;
-        self.profile(Family::Files, &self.inner.defender.shared.files, hash, "files", "/api/files/{id}").await
+        let files = &self.inner.defender.shared.files;
+        let file = self.profile(Family::Files, files, hash.clone(), "files", "/api/files/{id}").await?;
+        if let Some(file) = &file {
+            // One profile answers for both of its hashes. Which hashes belong together does not change, so its age is no matter.
+            let sha1 = file.sha1.as_deref().and_then(|sha1| query::hex(sha1, 40));
+            let sha256 = file.sha256.as_deref().and_then(|sha256| query::hex(sha256, 64));
+            for other in [sha1, sha256].into_iter().flatten().filter(|other| *other != hash) {
+                let key = (Arc::clone(&self.inner.account), other);
+                if !files.contains_key(&key) {
+                    files.insert(key, Some(file.clone())).await;
+                }
+            }
+        }
+        Ok(file)
     }
 
     /// The machine with this id, 40 hex digits; `None` when Defender does not know it. Up to ten minutes old.

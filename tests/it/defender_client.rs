@@ -301,6 +301,18 @@ async fn profiles_are_read_and_kept_also_when_there_is_none() {
 }
 
 #[tokio::test]
+async fn one_profile_answers_for_both_of_its_hashes() {
+    let sha256 = "ab".repeat(32);
+    let profile = format!(r#"{{"sha1": "{}", "sha256": "{sha256}"}}"#, SHA1.to_uppercase());
+    let server = service(move |_, _| answer(200, &profile)).await;
+    let defender = defender(&server);
+    let by_sha256 = session(&defender).file(&"ab".repeat(32)).await.unwrap();
+    let by_sha1 = session(&defender).file(SHA1).await.unwrap();
+    assert_eq!(by_sha1, by_sha256);
+    assert_eq!(server.counts(), (1, 1));
+}
+
+#[tokio::test]
 async fn the_same_lookup_at_the_same_time_is_one_call() {
     let (tokens, go) = (AtomicUsize::new(0), Arc::new(Notify::new()));
     let opener = Arc::clone(&go);
