@@ -49,7 +49,7 @@ pub(super) async fn run(args: SimulateArgs, log: &LogArgs) -> anyhow::Result<()>
     println!("Simulated Entra, Defender and Graph. Settings for a bridge that shall use them:");
     println!("  export BRIDGE_ENTRA_URL={url} BRIDGE_DEFENDER_URL={url} BRIDGE_GRAPH_URL={url}");
     println!("and the application to mint a token for:");
-    println!("  export TENANT_ID={DEMO_TENANT_ID} APP_ID={DEMO_CLIENT_ID} APP_SECRET={DEMO_CLIENT_SECRET}");
+    println!("  export TENANT_ID={DEMO_TENANT_ID} APP_ID={DEMO_CLIENT_ID} APP_SECRET='{DEMO_CLIENT_SECRET}'");
     println!("Requests seen, and more controls: {url}/_simulator/requests");
     shutdown.begun().await;
     simulator.stop().await;
