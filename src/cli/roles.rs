@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 
 use crate::broker::Broker;
 use crate::config::{DefenderSettings, IngressSettings, Keys, WorkerSettings};
@@ -128,20 +128,23 @@ pub async fn start<B: Broker>(broker: B, roles: Roles, shutdown: Shutdown) -> an
     let stopped = tokio::spawn(async move {
         let failed = shutdown.clone();
         let ingress = async {
-            match ingress {
-                Some(task) => task.await.context("the ingress failed")?.context("the ingress failed")?,
-                None => failed.begun().await,
+            let ended = match ingress {
+                Some(task) => ended(task.await, "the ingress failed"),
+                None => {
+                    failed.begun().await;
+                    Ok(())
+                }
+            };
+            if ended.is_err() {
+                failed.begin();
             }
             // Nobody asks any more: now the workers of this process may stop.
             worker_shutdown.begin();
-            anyhow::Ok(())
+            ended
         };
         let worker = async {
             let ended = match worker {
-                Some(task) => match task.await {
-                    Ok(ended) => ended.context("the worker failed"),
-                    Err(error) => Err(error).context("the worker failed"),
-                },
+                Some(task) => ended(task.await, "the worker failed"),
                 None => Ok(()),
             };
             if ended.is_err() {
@@ -152,12 +155,20 @@ pub async fn start<B: Broker>(broker: B, roles: Roles, shutdown: Shutdown) -> an
         let (ingress, worker) = tokio::join!(ingress, worker);
         admin_shutdown.begin();
         if let Some(admin) = admin {
-            admin.await.context("the admin port failed")?.context("the admin port failed")?;
+            ended(admin.await, "the admin port failed")?;
         }
         broker.close().await;
         worker.and(ingress)
     });
     Ok(Running { ingress: addresses.0, admin: addresses.1, stopped })
+}
+
+/// What became of a task, a panic included.
+fn ended<E: std::error::Error + Send + Sync + 'static>(
+    joined: Result<Result<(), E>, JoinError>,
+    what: &'static str,
+) -> anyhow::Result<()> {
+    joined.context(what)?.context(what)
 }
 
 async fn bind(address: SocketAddr, setting: &str) -> anyhow::Result<TcpListener> {
