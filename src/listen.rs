@@ -9,8 +9,8 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::shutdown::Shutdown;
 
@@ -27,26 +27,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Serves until the soft stop, then finishes the requests in flight until the hard stop.
 ///
 /// # Errors
-/// None at present: a connection that fails is its own affair.
+/// When the listener is unusable; a connection that fails is its own affair.
 pub async fn serve(listener: TcpListener, router: Router, shutdown: Shutdown) -> io::Result<()> {
     let graceful = GracefulShutdown::new();
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let accepted = tokio::select! {
-            () = shutdown.begun() => break,
-            accepted = async {
-                let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
-                listener.accept().await.map(|(stream, _)| (stream, slot))
-            } => accepted,
-        };
-        let (stream, slot) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(error = %error, "a connection could not be accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
+    let start = |stream: TcpStream, slot: Option<OwnedSemaphorePermit>| {
         // Answers are small and written at once: waiting to fill a packet only delays them.
         let _ = stream.set_nodelay(true);
         let connection = http1::Builder::new()
@@ -60,6 +45,32 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Shutdown) ->
             }
             drop(slot);
         });
+    };
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.begun() => break,
+            accepted = async {
+                let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
+                listener.accept().await.map(|(stream, _)| (stream, slot))
+            } => accepted,
+        };
+        match accepted {
+            Ok((stream, slot)) => start(stream, Some(slot)),
+            Err(error) => {
+                tracing::warn!(error = %error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    // For their clients the connections that wait to be accepted are made, with requests in them perhaps. They would
+    // be reset with the listener. Their number is bounded by the system's backlog.
+    let listener = listener.into_std()?;
+    while let Ok((stream, _)) = listener.accept() {
+        if stream.set_nonblocking(true).is_ok()
+            && let Ok(stream) = TcpStream::from_std(stream)
+        {
+            start(stream, None);
+        }
     }
     drop(listener);
     tokio::select! {

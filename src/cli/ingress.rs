@@ -3,7 +3,6 @@
 use clap::Args;
 
 use super::roles::{self, Roles};
-use super::serve::work;
 use crate::config::{BrokerArgs, Findings, IngressArgs, KeyArgs, LogArgs, ProcessArgs};
 use crate::shutdown::Shutdown;
 
@@ -33,10 +32,7 @@ pub(super) async fn run(args: IngressRoleArgs, log: &LogArgs) -> anyhow::Result<
     shutdown.on_signals()?;
     let roles =
         Roles { ingress: Some(roles::Ingress { settings, keys }), worker: None, admin_listen: process.admin_listen };
-    let done = match super::connect_rabbitmq("ingress", &broker).await {
-        Ok(broker) => work(broker, roles, shutdown).await,
-        Err(error) => Err(error),
-    };
+    let done = super::work_on_rabbitmq("ingress", &broker, roles, shutdown).await;
     telemetry.shutdown().await;
     done
 }

@@ -13,10 +13,12 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
+use self::roles::Roles;
 use crate::broker::rabbitmq::{self, RabbitMq};
 use crate::broker::sqlite::{self, Sqlite};
 use crate::config::{BrokerUrl, LogArgs, Refused};
 use crate::job::TOPOLOGY;
+use crate::shutdown::Shutdown;
 use crate::telemetry::{self, LogFormat, Telemetry};
 
 /// The configuration cannot be used: mend it before starting again (`EX_CONFIG` of sysexits.h).
@@ -97,7 +99,20 @@ async fn open_sqlite(path: &std::path::Path) -> anyhow::Result<Sqlite> {
         .with_context(|| format!("the queue's file {} cannot be used", path.display()))
 }
 
-/// Connects to RabbitMQ under the name of this role.
+/// Opens the embedded queue's file and runs `roles` on it to their end.
+async fn work_on_sqlite(path: &std::path::Path, roles: Roles, shutdown: Shutdown) -> anyhow::Result<()> {
+    roles::start(open_sqlite(path).await?, roles, shutdown).await?.wait().await
+}
+
+/// Connects to RabbitMQ under the name of this role and runs `roles` on it to their end. A process that is told to stop
+/// before the broker is there just ends.
+async fn work_on_rabbitmq(role: &str, broker: &BrokerUrl, roles: Roles, shutdown: Shutdown) -> anyhow::Result<()> {
+    tokio::select! {
+        broker = connect_rabbitmq(role, broker) => roles::start(broker?, roles, shutdown).await?.wait().await,
+        () = shutdown.begun() => Ok(()),
+    }
+}
+
 async fn connect_rabbitmq(role: &str, broker: &BrokerUrl) -> anyhow::Result<RabbitMq> {
     use secrecy::ExposeSecret as _;
     let BrokerUrl::RabbitMq { urls, namespace } = broker else {

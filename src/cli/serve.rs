@@ -3,7 +3,6 @@
 use clap::Args;
 
 use super::roles::{self, Roles};
-use crate::broker::Broker;
 use crate::config::{
     BrokerArgs, BrokerUrl, DefenderArgs, Findings, IngressArgs, KeyArgs, LogArgs, ProcessArgs, WorkerArgs,
 };
@@ -52,20 +51,9 @@ pub(super) async fn run(args: ServeArgs, log: &LogArgs) -> anyhow::Result<()> {
         admin_listen: process.admin_listen,
     };
     let done = match &broker {
-        BrokerUrl::Sqlite(path) => match super::open_sqlite(path).await {
-            Ok(broker) => work(broker, roles, shutdown).await,
-            Err(error) => Err(error),
-        },
-        BrokerUrl::RabbitMq { .. } => match super::connect_rabbitmq("serve", &broker).await {
-            Ok(broker) => work(broker, roles, shutdown).await,
-            Err(error) => Err(error),
-        },
+        BrokerUrl::Sqlite(path) => super::work_on_sqlite(path, roles, shutdown).await,
+        BrokerUrl::RabbitMq { .. } => super::work_on_rabbitmq("serve", &broker, roles, shutdown).await,
     };
     telemetry.shutdown().await;
     done
-}
-
-/// Runs `roles` on `broker` to their end.
-pub(super) async fn work<B: Broker>(broker: B, roles: Roles, shutdown: Shutdown) -> anyhow::Result<()> {
-    roles::start(broker, roles, shutdown).await?.wait().await
 }

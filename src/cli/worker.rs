@@ -3,7 +3,6 @@
 use clap::Args;
 
 use super::roles::{self, Roles};
-use super::serve::work;
 use crate::config::{BrokerArgs, DefenderArgs, Findings, KeyArgs, LogArgs, ProcessArgs, WorkerArgs};
 use crate::shutdown::Shutdown;
 
@@ -45,10 +44,7 @@ pub(super) async fn run(args: WorkerRoleArgs, log: &LogArgs) -> anyhow::Result<(
         }),
         admin_listen: process.admin_listen,
     };
-    let done = match super::connect_rabbitmq("worker", &broker).await {
-        Ok(broker) => work(broker, roles, shutdown).await,
-        Err(error) => Err(error),
-    };
+    let done = super::work_on_rabbitmq("worker", &broker, roles, shutdown).await;
     telemetry.shutdown().await;
     done
 }

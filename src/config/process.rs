@@ -71,7 +71,7 @@ impl ProcessArgs {
 }
 
 /// The queue.
-#[derive(Debug, Clone, Args)]
+#[derive(Clone, Args)]
 pub struct BrokerArgs {
     /// The queue: sqlite:PATH (a file; one machine), amqp:// or amqps:// (RabbitMQ; several comma-separated nodes of
     /// one cluster). `sqlite:` alone is a file in the state directory
@@ -83,6 +83,13 @@ pub struct BrokerArgs {
     /// Prefix of every queue and exchange, so that installations can share a broker
     #[arg(long, env = "BRIDGE_BROKER_NAMESPACE", default_value = "bridge", value_name = "NAME")]
     pub broker_namespace: String,
+}
+
+/// Never shows the URL: it holds a password.
+impl std::fmt::Debug for BrokerArgs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BrokerArgs").field("broker_namespace", &self.broker_namespace).finish_non_exhaustive()
+    }
 }
 
 /// Which queue, and where.

@@ -13,12 +13,13 @@ use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method};
 use jiff::Timestamp;
 use moka::future::Cache;
+use secrecy::ExposeSecret as _;
 use serde::de::{DeserializeOwned, Error as _};
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
 use super::entra::Token;
-use super::{Audience, DefenderError, Family, Session};
+use super::{Audience, DefenderError, Family, Session, redact};
 use crate::outbound::{Answer, OutboundError, Request};
 use crate::retry::{self, Failure, Retryable};
 
@@ -130,11 +131,18 @@ impl Session {
             permit.await.map(|()| slot).map_err(|wait| DefenderError::not_permitted(family, wait))
         };
         let _slot = timeout_at(inner.deadline, ready).await.map_err(|_| DefenderError::deadline(family))??;
+        let authorization = request.headers.get(AUTHORIZATION).cloned();
         let sent = inner.defender.shared.outbound.send(request, inner.deadline).await;
         if let Some(metrics) = &inner.defender.metrics {
             metrics.call(family.name(), outcome(&sent));
         }
-        sent.map_err(|error| DefenderError::from_outbound(family, &error))
+        let mut answer = sent.map_err(|error| DefenderError::from_outbound(family, &error))?;
+        if !answer.status.is_success() {
+            let token = authorization.as_ref().and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+            let secrets = [inner.client_secret.expose_secret(), token.unwrap_or_default()];
+            answer.body = redact::without(&secrets, answer.body);
+        }
+        Ok(answer)
     }
 
     /// The value of `key`: kept, or fetched once for all who want it now. Failures are shared by those who wait, and

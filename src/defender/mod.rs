@@ -20,6 +20,7 @@ pub mod error;
 mod hunting;
 pub mod model;
 mod query;
+mod redact;
 mod rows;
 
 use std::collections::HashMap;

@@ -1,6 +1,7 @@
 //! Logs, spans and metrics: started first, flushed last.
 //!
-//! Logs go to standard error as text or JSON (`BRIDGE_LOG`), filtered by `RUST_LOG`. Spans go out over OTLP/HTTP when the
+//! Logs go to standard error as text or JSON (`BRIDGE_LOG`), filtered by `RUST_LOG`; libraries log nothing below `debug`,
+//! whatever it says. Spans go out over OTLP/HTTP when the
 //! standard variables name an endpoint (`OTEL_EXPORTER_OTLP_ENDPOINT`); without one nothing is recorded, but trace ids
 //! still travel, so that a caller's trace is never cut. Metrics are read at `/metrics` (`metrics`).
 
@@ -14,11 +15,15 @@ use opentelemetry_otlp::{SpanExporter, WithExportConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+use tracing::Level;
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{FilterExt as _, Targets, filter_fn};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
+
+/// The most that libraries may log.
+const LIBRARY_LIMIT: Level = Level::DEBUG;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -56,6 +61,11 @@ pub fn start(format: LogFormat, verbose: bool, quiet: bool, exporting: bool) -> 
     let filter = EnvFilter::builder()
         .with_default_directive(LevelFilter::WARN.into())
         .parse(std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty()).as_deref().unwrap_or(default))?;
+    // At `trace` libraries show what passes through them: lapin whole frames, its login and the bodies of messages among
+    // them. No setting turns that on: it would not be noticed what the log holds then.
+    let guarded = filter_fn(|metadata| {
+        *metadata.level() <= LIBRARY_LIMIT || metadata.target().split("::").next() == Some("defender_bridge")
+    });
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let lines = match format {
         LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
@@ -69,7 +79,7 @@ pub fn start(format: LogFormat, verbose: bool, quiet: bool, exporting: bool) -> 
         .with_target(false)
         .with_tracked_inactivity(false)
         .with_filter(Targets::new().with_target("defender_bridge", LevelFilter::INFO));
-    tracing_subscriber::registry().with(lines.with_filter(filter)).with(spans).try_init()?;
+    tracing_subscriber::registry().with(lines.with_filter(filter.and(guarded))).with(spans).try_init()?;
     Ok(Telemetry { provider })
 }
 

@@ -6,15 +6,23 @@
     reason = "helpers of tests may fail loudly too; the lint's own exception knows test functions only"
 )]
 
+mod breakable;
 mod bridge;
 mod broker_conformance;
 mod cli;
+mod collector;
 mod defender_client;
 mod hunting_interpreter;
 mod layering;
 mod outbound;
+mod processes;
 mod rabbitmq_faults;
 mod relay_examples;
 mod scripted;
+mod secrets;
+mod shutdown;
 mod simulator;
+mod spawned;
+mod startup;
 mod story;
+mod tracing;

@@ -1,0 +1,148 @@
+//! Brokers that a test may break: a RabbitMQ node of its own, and a cable to any broker.
+
+use std::net::TcpListener as StdListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, JoinSet, spawn_blocking};
+use tokio::time::timeout;
+use url::Url;
+
+/// A RabbitMQ node of one test's own. It ends with this value; its data too.
+pub struct Node {
+    base: TempDir,
+    ports: [u16; 3],
+}
+
+impl Node {
+    /// Starts a node and waits until it takes connections.
+    pub async fn start() -> Self {
+        let node = Self { base: tempfile::tempdir().expect("a folder"), ports: free_ports() };
+        node.launch().await;
+        node.wait().await;
+        node
+    }
+
+    /// Begins to start it, on its old data when it has some.
+    pub async fn launch(&self) {
+        let ports = self.ports.map(|port| port.to_string());
+        self.run("start", ports.to_vec()).await;
+    }
+
+    /// Waits until it takes connections.
+    pub async fn wait(&self) {
+        self.run("wait", Vec::new()).await;
+    }
+
+    /// SIGKILL.
+    pub async fn kill(&self) {
+        self.run("kill", Vec::new()).await;
+    }
+
+    /// `rabbitmqctl`.
+    pub async fn ctl(&self, arguments: &[&str]) -> String {
+        self.run("ctl", arguments.iter().map(|argument| (*argument).to_owned()).collect()).await
+    }
+
+    pub const fn port(&self) -> u16 {
+        self.ports[0]
+    }
+
+    pub fn url(&self) -> String {
+        format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port())
+    }
+
+    /// Its data and its logs.
+    pub fn folder(&self) -> &Path {
+        self.base.path()
+    }
+
+    async fn run(&self, command: &'static str, arguments: Vec<String>) -> String {
+        let base = self.base.path().to_owned();
+        spawn_blocking(move || script(&base, command, &arguments)).await.expect("the script runs")
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // Also at the end of a test that failed, whose message must not be lost by a second panic.
+        let _ = std::panic::catch_unwind(|| script(self.base.path(), "stop", &[]));
+    }
+}
+
+fn script(base: &Path, command: &str, arguments: &[String]) -> String {
+    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/rabbitmq-node");
+    let mut process = Command::new(script);
+    process.arg(command).arg(base).arg("own").args(arguments).stdin(Stdio::null());
+    let output = process.output().expect("the script runs");
+    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+/// Below the range from which the kernel takes source ports; each call of a process begins elsewhere.
+fn free_ports() -> [u16; 3] {
+    static CALLS: AtomicU16 = AtomicU16::new(0);
+    let process = u16::try_from(std::process::id() % 4_000).expect("below 4,000");
+    let start = 12_000 + process + CALLS.fetch_add(1, Ordering::Relaxed) * 100;
+    let mut free = (start..24_000).filter(|port| StdListener::bind(("127.0.0.1", *port)).is_ok());
+    [(); 3].map(|()| free.next().expect("a free port"))
+}
+
+/// A relay of bytes on the loopback between a link and its broker. Cut, it says nothing in parting, and nobody connects
+/// through it until it is mended.
+pub struct Cable {
+    target: (String, u16),
+    port: u16,
+    relay: Option<JoinHandle<()>>,
+    url: String,
+}
+
+impl Cable {
+    /// To the broker at this `amqp://` URL.
+    pub async fn lay(url: &str) -> Self {
+        let mut url = Url::parse(url).expect("an amqp URL");
+        let target = (url.host_str().expect("a host").to_owned(), url.port().unwrap_or(5672));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("bound").port();
+        url.set_host(Some("127.0.0.1")).expect("an address");
+        url.set_port(Some(port)).expect("a port");
+        let relay = Some(tokio::spawn(carry(listener, target.clone())));
+        Self { target, port, relay, url: url.into() }
+    }
+
+    /// The broker's URL by way of this cable.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Cuts it.
+    pub async fn cut(&mut self) {
+        if let Some(relay) = self.relay.take() {
+            relay.abort();
+            let _ = timeout(Duration::from_secs(5), relay).await;
+        }
+    }
+
+    /// Mends it.
+    pub async fn mend(&mut self) {
+        let listener = TcpListener::bind(("127.0.0.1", self.port)).await.expect("the port is still free");
+        self.relay = Some(tokio::spawn(carry(listener, self.target.clone())));
+    }
+}
+
+async fn carry(listener: TcpListener, target: (String, u16)) {
+    // Dropped with the task, and every connection with it.
+    let mut connections = JoinSet::new();
+    while let Ok((mut near, _)) = listener.accept().await {
+        let target = target.clone();
+        connections.spawn(async move {
+            if let Ok(mut far) = TcpStream::connect(target).await {
+                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+            }
+        });
+    }
+}

@@ -1,0 +1,225 @@
+//! One ingress and three workers on RabbitMQ, each a process of the real binary: the load is shared, and what is killed
+//! with SIGKILL, worker or broker, costs no caller its answer.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use defender_bridge::simulator::Simulator;
+use defender_bridge::simulator::scenario::{
+    BENIGN_ADDRESS, BENIGN_DOMAIN, BENIGN_SHA1, C2_ADDRESS, C2_ADDRESS_V6, C2_DOMAIN, DOWNLOAD_DOMAIN, DROPPED_MD5,
+    DROPPED_SHA1, DROPPED_SHA256, GHOST_SHA1, PHISHING_DOMAIN, STAGE2_SHA1, UNSEEN_ADDRESS, UNSEEN_DOMAIN, UNSEEN_SHA1,
+};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use super::breakable::Node;
+use super::bridge::{Answer, client, rabbitmq_url};
+use super::spawned::{self, Deployment, PATIENCE, Spawned, ask};
+
+/// Callers at once.
+const CALLERS: usize = 200;
+
+/// What an answer may take: the product's default deadline.
+const DEADLINE: Duration = Duration::from_secs(50);
+
+/// How soon the service is back after its broker.
+const BACK_WITHIN: Duration = Duration::from_secs(5);
+
+/// What callers ask about, in turn.
+const QUESTIONS: [&[(&str, &str)]; 6] = [
+    &[("domain", PHISHING_DOMAIN), ("sha1", DROPPED_SHA1), ("ip", C2_ADDRESS)],
+    &[("sha256", DROPPED_SHA256), ("ipv6", C2_ADDRESS_V6)],
+    &[("md5", DROPPED_MD5), ("domain", BENIGN_DOMAIN), ("ip", UNSEEN_ADDRESS)],
+    &[("sha1", STAGE2_SHA1), ("sha1", GHOST_SHA1), ("domain", C2_DOMAIN)],
+    &[("ip", BENIGN_ADDRESS), ("sha1", BENIGN_SHA1), ("domain", DOWNLOAD_DOMAIN)],
+    &[("domain", UNSEEN_DOMAIN), ("sha1", UNSEEN_SHA1)],
+];
+
+/// What an answer says: the errors, and for each value how many sightings it has.
+type Said = (Vec<(String, String, String)>, BTreeMap<String, usize>);
+
+fn said(answer: &Answer) -> Said {
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    let mut sightings = BTreeMap::new();
+    for sighting in answer.sightings() {
+        let value = sighting["observables"][0]["value"].as_str().expect("a value").to_owned();
+        *sightings.entry(value).or_default() += 1;
+    }
+    (answer.errors(), sightings)
+}
+
+/// The answers to all questions, asked one after the other of a service at rest.
+async fn full_answers(ingress: &Spawned) -> Vec<Said> {
+    let mut answers = Vec::new();
+    for question in QUESTIONS {
+        let answer = said(&ingress.observe(question).await);
+        assert_eq!(answer.0, [], "{question:?}");
+        answers.push(answer);
+    }
+    assert!(answers[..5].iter().all(|(_, sightings)| !sightings.is_empty()), "{answers:?}");
+    assert!(answers[5].1.is_empty(), "{answers:?}");
+    answers
+}
+
+/// An answer with the number of its question and the time it took.
+type Answered = (usize, Said, Duration);
+
+/// Asks `count` questions at once.
+fn crowd(url: &str, count: usize) -> JoinSet<Answered> {
+    let client = client();
+    let mut callers = JoinSet::new();
+    for caller in 0..count {
+        let (client, url, question) = (client.clone(), url.to_owned(), caller % QUESTIONS.len());
+        callers.spawn(async move {
+            let asked = Instant::now();
+            let answer = ask(&client, &url, QUESTIONS[question]).await;
+            (question, said(&answer), asked.elapsed())
+        });
+    }
+    callers
+}
+
+fn longest(answers: &[Answered]) -> Duration {
+    answers.iter().map(|(_, _, took)| *took).max().unwrap_or_default()
+}
+
+/// One ingress and three workers with few enough slots that a crowd has to wait in the queue.
+async fn deployment(broker: &str, simulator: &Simulator) -> (Spawned, [Spawned; 3]) {
+    let deployment = Deployment::at(broker, &simulator.url()).set("BRIDGE_WORKER_CONCURRENCY", "16");
+    let (ingress, workers) = tokio::join!(deployment.ingress(), deployment.workers());
+    (ingress, workers)
+}
+
+async fn shares(workers: &[Spawned]) -> Vec<u64> {
+    futures_util::future::join_all(workers.iter().map(Spawned::jobs_worked)).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs RabbitMQ"]
+async fn a_crowd_is_shared_by_all_workers() {
+    let simulator = spawned::simulator().await;
+    let (mut ingress, mut workers) = deployment(&rabbitmq_url(), &simulator).await;
+    let expected = full_answers(&ingress).await;
+    let before = shares(&workers).await;
+    simulator.control().set_latency(Duration::from_millis(200));
+
+    let answers = crowd(&ingress.url("/observe/observables"), CALLERS).join_all().await;
+
+    for (question, answer, took) in &answers {
+        assert_eq!(answer, &expected[*question], "{:?}", QUESTIONS[*question]);
+        assert!(*took < DEADLINE, "{took:?}");
+    }
+    let shares: Vec<u64> = shares(&workers).await.iter().zip(before).map(|(now, before)| now - before).collect();
+    println!("{CALLERS} requests, longest {:?}; jobs of each worker: {shares:?}", longest(&answers));
+    assert_eq!(shares.iter().sum::<u64>(), CALLERS as u64, "{shares:?}");
+    // A fair share is a third; a tenth is what no worker that takes part falls below.
+    assert!(shares.iter().all(|share| *share >= CALLERS as u64 / 10), "{shares:?}");
+    ingress.stop().await;
+    for worker in &mut workers {
+        worker.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs RabbitMQ"]
+async fn a_killed_worker_costs_no_caller_its_answer() {
+    let simulator = spawned::simulator().await;
+    let (ingress, mut workers) = deployment(&rabbitmq_url(), &simulator).await;
+    let expected = full_answers(&ingress).await;
+    simulator.control().set_latency(Duration::from_millis(200));
+    simulator.control().forget();
+
+    let callers = crowd(&ingress.url("/observe/observables"), CALLERS);
+    simulator.control().reached("hunting", 60).await;
+    let in_hands = workers[0].metric("bridge_jobs_in_hands").await;
+    let worked = workers[0].jobs_worked().await;
+    assert!(in_hands > 0.0, "it was killed at rest");
+    workers[0].signal("-KILL");
+    let status = workers[0].ends_within(PATIENCE).await;
+    assert!(!status.success());
+
+    let answers = callers.join_all().await;
+    for (question, answer, took) in &answers {
+        assert_eq!(answer, &expected[*question], "{:?}", QUESTIONS[*question]);
+        assert!(*took < DEADLINE, "{took:?}");
+    }
+    println!(
+        "killed with {in_hands} jobs in hands after {worked}; the others worked {:?}; longest answer {:?}",
+        shares(&workers[1..]).await,
+        longest(&answers)
+    );
+}
+
+/// What a caller may read when the broker was gone: E20, E21, busy.
+const BROKER_ERRORS: [&str; 3] = [
+    "The request was not finished in time; the answer may be incomplete.",
+    "The relay could not process the request.",
+    "The relay is busy. Please, try again later.",
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs RabbitMQ"]
+async fn a_killed_broker_costs_no_caller_an_answer_and_the_service_comes_back_with_it() {
+    let node = Node::start().await;
+    let simulator = spawned::simulator().await;
+    let (mut ingress, mut workers) = deployment(&node.url(), &simulator).await;
+    let expected = full_answers(&ingress).await;
+    simulator.control().set_latency(Duration::from_millis(200));
+    simulator.control().forget();
+
+    let url = ingress.url("/observe/observables");
+    let mut callers = crowd(&url, CALLERS);
+    simulator.control().reached("hunting", 150).await;
+    node.kill().await;
+    let killed = Instant::now();
+    // What counts from here is how soon the bridge is back, not how long Microsoft takes for what has piled up.
+    simulator.control().set_latency(Duration::ZERO);
+    // These find no broker.
+    let late = crowd(&url, 20).join_all().await;
+    println!("without a broker: 20 answers, the last after {:?}", longest(&late));
+    node.launch().await;
+    while TcpStream::connect(("127.0.0.1", node.port())).await.is_err() {
+        assert!(killed.elapsed() < 2 * PATIENCE, "the broker does not come back");
+        sleep(Duration::from_millis(10)).await;
+    }
+    let opened = Instant::now();
+    let client = client();
+    let answer = loop {
+        let question = QUESTIONS[0];
+        let answer = said(&ask(&client, &url, question).await);
+        if answer.0.is_empty() || opened.elapsed() > BACK_WITHIN {
+            break answer;
+        }
+    };
+    let back = opened.elapsed();
+    println!("broker away for {:?}; answered in full {back:?} after its port opened", opened - killed);
+    assert_eq!(answer, expected[0]);
+    assert!(back < BACK_WITHIN, "{back:?}");
+
+    let (mut full, mut refused) = (0, 0);
+    let mut slowest = Duration::ZERO;
+    while let Some(answered) = callers.join_next().await {
+        let (question, answer, took) = answered.expect("a caller ends");
+        assert!(took < DEADLINE + Duration::from_secs(1), "{took:?}");
+        slowest = slowest.max(took);
+        if answer == expected[question] {
+            full += 1;
+        } else {
+            let (errors, sightings) = answer;
+            assert!(sightings.is_empty() && errors.len() == 1, "{errors:?} {sightings:?}");
+            assert!(BROKER_ERRORS.contains(&errors[0].1.as_str()), "{errors:?}");
+            refused += 1;
+        }
+    }
+    println!("{full} answers in full, {refused} refused, the slowest after {slowest:?}");
+    for (question, answer, took) in &late {
+        assert!(*took < DEADLINE, "{took:?}");
+        let refused = answer.0.len() == 1 && BROKER_ERRORS.contains(&answer.0[0].1.as_str());
+        assert!(refused || answer == &expected[*question], "{answer:?}");
+    }
+    ingress.stop().await;
+    for worker in &mut workers {
+        worker.stop().await;
+    }
+}

@@ -1,0 +1,280 @@
+//! What a collector of traces gets from the real processes: one trace from the caller's span to every call to Microsoft
+//! and back, each span where it belongs, and none that tells what was asked about.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use defender_bridge::simulator::scenario::{BENIGN_SHA1, C2_ADDRESS, DROPPED_SHA256, PHISHING_DOMAIN, UNSEEN_DOMAIN};
+use defender_bridge::simulator::{Fault, Matcher, Simulator};
+use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::bridge::{Answer, client, demo_token, observable_list};
+use super::collector::{Collector, Span, roots_and_orphans};
+use super::spawned::{self, Deployment, PATIENCE, Role, Spawned, closed_port};
+
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const CALLER: &str = "00f067aa0ba902b7";
+const QUESTION: [(&str, &str); 4] =
+    [("domain", PHISHING_DOMAIN), ("sha256", DROPPED_SHA256), ("ip", C2_ADDRESS), ("sha1", BENIGN_SHA1)];
+
+/// A bridge of one process or of two.
+struct Bridge {
+    simulator: Simulator,
+    collector: Collector,
+    /// The process with the ingress first.
+    processes: Vec<Spawned>,
+    _folder: tempfile::TempDir,
+}
+
+impl Bridge {
+    async fn on_sqlite() -> Self {
+        let (simulator, collector) = (spawned::simulator().await, Collector::start().await);
+        let folder = tempfile::tempdir().unwrap();
+        let role = Role::new("serve").sqlite(&folder.path().join("queue")).upstream(&simulator.url());
+        let processes = vec![role.set("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url()).start().await];
+        Self { simulator, collector, processes, _folder: folder }
+    }
+
+    async fn on_rabbitmq() -> Self {
+        let (simulator, collector) = (spawned::simulator().await, Collector::start().await);
+        let deployment = Deployment::new(&simulator.url()).set("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url());
+        let (ingress, [worker]) = tokio::join!(deployment.ingress(), deployment.workers());
+        let folder = tempfile::tempdir().unwrap();
+        Self { simulator, collector, processes: vec![ingress, worker], _folder: folder }
+    }
+
+    fn url(&self, path: &str) -> String {
+        self.processes[0].url(path)
+    }
+
+    /// A question with these trace headers.
+    async fn observe(&self, headers: &[(&str, &str)]) -> Answer {
+        let mut request = client().post(self.url("/observe/observables")).bearer_auth(demo_token());
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        Answer::of(request.json(&observable_list(&QUESTION)).send().await.expect("the ingress answers")).await
+    }
+
+    /// Stops the processes, and returns every span.
+    async fn stop(mut self) -> Vec<Span> {
+        for process in &mut self.processes {
+            process.stop().await;
+        }
+        self.collector.spans()
+    }
+}
+
+fn of_kind(spans: &[Span], kind: SpanKind) -> Vec<&Span> {
+    spans.iter().filter(|span| span.kind == kind).collect()
+}
+
+/// The only one of its kind.
+fn only(spans: &[Span], kind: SpanKind) -> &Span {
+    let found = of_kind(spans, kind);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    found[0]
+}
+
+async fn follows_one_request(bridge: Bridge) {
+    // The first try of a hunting query fails, so that there is a second one.
+    bridge.simulator.control().fail_next("hunting", Fault::refuse(503), 1);
+    let parent = format!("00-{TRACE}-{CALLER}-01");
+    let answer = bridge.observe(&[("traceparent", &parent), ("tracestate", "vendor=abc")]).await;
+    assert_eq!(answer.errors(), [], "{}", answer.text);
+    let control = bridge.simulator.control().clone();
+    let spans = bridge.stop().await;
+
+    // One trace, nothing beside it, and everything hangs together.
+    for span in &spans {
+        assert_eq!(span.trace, TRACE, "{span:?}");
+    }
+    let (roots, orphans) = roots_and_orphans(&spans, &[CALLER]);
+    assert!(roots.is_empty() && orphans.is_empty(), "{roots:#?} {orphans:#?}");
+    let ids: BTreeSet<&str> = spans.iter().map(|span| span.id.as_str()).collect();
+    assert_eq!(ids.len(), spans.len());
+
+    let server = only(&spans, SpanKind::Server);
+    assert_eq!((server.name.as_str(), server.parent.as_str()), ("POST /observe/observables", CALLER));
+    assert_eq!(server.get("http.request.method"), "POST");
+    assert_eq!(server.get("http.route"), "/observe/observables");
+    assert_eq!(server.get("http.response.status_code"), "200");
+    assert_eq!(answer.headers["traceresponse"], format!("00-{TRACE}-{}-01", server.id).as_str());
+
+    let send = only(&spans, SpanKind::Producer);
+    assert_eq!((send.name.as_str(), send.parent.as_str()), ("send relay", server.id.as_str()));
+    assert_eq!(send.get("messaging.operation.type"), "send");
+    assert_eq!(send.get("messaging.destination.name"), "relay");
+    let process = only(&spans, SpanKind::Consumer);
+    assert_eq!((process.name.as_str(), process.parent.as_str()), ("process relay", send.id.as_str()));
+    assert_eq!(process.links, [(TRACE.to_owned(), send.id.clone())]);
+    assert_eq!(process.get("messaging.operation.type"), "process");
+    assert_eq!(process.get("messaging.message.id"), send.get("messaging.message.id"));
+    assert!(!process.get("messaging.destination.name").is_empty());
+
+    // Each call that arrived has a span of its own, which it named.
+    let calls = control.requests();
+    let clients: BTreeMap<String, &Span> = of_kind(&spans, SpanKind::Client)
+        .into_iter()
+        .map(|span| (format!("00-{TRACE}-{}-01", span.id), span))
+        .collect();
+    assert_eq!(calls.len(), clients.len());
+    for call in &calls {
+        let span = clients.get(call.headers["traceparent"].as_str()).unwrap_or_else(|| panic!("{call:?}"));
+        assert_eq!(call.headers["tracestate"], "vendor=abc");
+        assert_eq!(span.get("http.request.method"), call.method);
+        assert_eq!(span.name, format!("{} {}", call.method, span.get("url.template")));
+        assert_eq!(span.get("http.response.status_code"), call.status.expect("answered").to_string());
+        assert_eq!(span.get("server.address"), "127.0.0.1");
+        let template = match call.route {
+            "token" => "/{tenant}/oauth2/v2.0/token".to_owned(),
+            "hunting" => "/v1.0/security/runHuntingQuery".to_owned(),
+            _ => span.get("url.template").to_owned(),
+        };
+        assert_eq!(span.get("url.template"), template, "{call:?}");
+    }
+    let routes: BTreeSet<&str> = calls.iter().map(|call| call.route).collect();
+    assert!(routes.is_superset(&["token", "alerts", "hunting"].into()), "{routes:?}");
+    // The refused try and its successor are both there.
+    let failed: Vec<_> = clients.values().filter(|span| span.failed && span.get("error.type") != "404").collect();
+    let resent: Vec<_> = clients.values().filter(|span| !span.get("http.request.resend_count").is_empty()).collect();
+    assert_eq!((failed.len(), resent.len()), (1, 1), "{failed:#?} {resent:#?}");
+    assert_eq!((failed[0].get("error.type"), resent[0].get("http.request.resend_count")), ("503", "1"));
+    assert_eq!((&failed[0].parent, &failed[0].name), (&resent[0].parent, &resent[0].name));
+    tells_no_observable(&spans);
+    println!("{} spans, {} of them calls", spans.len(), clients.len());
+}
+
+fn tells_no_observable(spans: &[Span]) {
+    for span in spans {
+        for (_, value) in QUESTION {
+            let told = span.words.iter().find(|word| word.to_ascii_lowercase().contains(value));
+            assert!(told.is_none(), "{told:?} in {span:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn one_trace_leads_from_the_caller_to_each_call_and_back_on_sqlite() {
+    follows_one_request(Bridge::on_sqlite().await).await;
+}
+
+#[tokio::test]
+#[ignore = "needs RabbitMQ"]
+async fn one_trace_leads_from_the_caller_to_each_call_and_back_on_rabbitmq() {
+    follows_one_request(Bridge::on_rabbitmq().await).await;
+}
+
+async fn counts_roots(bridge: Bridge) {
+    const REQUESTS: usize = 100;
+    bridge.simulator.control().fail_rate(Matcher::any(), Fault::refuse(503), 0.1, 7);
+    let mut callers = JoinSet::new();
+    for number in 0..REQUESTS {
+        let (path, token, body) = match number % 10 {
+            0 => ("/health", demo_token(), String::new()),
+            1 => ("/version", String::new(), String::new()),
+            2 => ("/observe/observables", "no.such.token".to_owned(), "[]".to_owned()),
+            3 => ("/observe/observables", demo_token(), "{".to_owned()),
+            4 => ("/no/such/route", demo_token(), String::new()),
+            5 => ("/deliberate/observables", demo_token(), observable_list(&QUESTION).to_string()),
+            6 => ("/observe/observables", demo_token(), observable_list(&[("domain", UNSEEN_DOMAIN)]).to_string()),
+            _ => ("/observe/observables", demo_token(), observable_list(&QUESTION).to_string()),
+        };
+        let request = client().post(bridge.url(path)).bearer_auth(token).body(body);
+        callers.spawn(async move {
+            let answer = request.send().await.expect("the ingress answers");
+            answer.headers()["traceresponse"].to_str().unwrap()[3..35].to_owned()
+        });
+    }
+    let told: BTreeSet<String> = callers.join_all().await.into_iter().collect();
+    assert_eq!(told.len(), REQUESTS);
+    let spans = bridge.stop().await;
+    let mut traces: BTreeMap<String, Vec<Span>> = BTreeMap::new();
+    for span in spans {
+        traces.entry(span.trace.clone()).or_default().push(span);
+    }
+    assert_eq!(traces.keys().collect::<BTreeSet<_>>(), told.iter().collect());
+    for (trace, spans) in &traces {
+        let (roots, orphans) = roots_and_orphans(spans, &[]);
+        assert!(roots.len() == 1 && orphans.is_empty(), "{trace}: {roots:#?} {orphans:#?}");
+        assert_eq!(roots[0].kind, SpanKind::Server);
+        assert!(!roots[0].name.contains("/no/such"), "{roots:?}");
+        tells_no_observable(spans);
+    }
+    println!("{REQUESTS} traces, {} spans", traces.values().map(Vec::len).sum::<usize>());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_without_a_trace_is_a_root_and_no_span_is_an_orphan_on_sqlite() {
+    counts_roots(Bridge::on_sqlite().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs RabbitMQ"]
+async fn a_request_without_a_trace_is_a_root_and_no_span_is_an_orphan_on_rabbitmq() {
+    counts_roots(Bridge::on_rabbitmq().await).await;
+}
+
+/// The caller decides what is recorded; the trace goes on all the same.
+#[tokio::test]
+#[ignore = "needs RabbitMQ"]
+async fn a_trace_that_is_not_sampled_is_passed_on_and_not_recorded() {
+    let bridge = Bridge::on_rabbitmq().await;
+    let answer = bridge.observe(&[("traceparent", &format!("00-{TRACE}-{CALLER}-00"))]).await;
+    assert_eq!(answer.errors(), []);
+    let response = answer.headers["traceresponse"].to_str().unwrap();
+    assert!(response.starts_with(&format!("00-{TRACE}-")) && response.ends_with("-00"), "{response}");
+    for call in bridge.simulator.control().requests() {
+        let parent = &call.headers["traceparent"];
+        assert!(parent.starts_with(&format!("00-{TRACE}-")) && parent.ends_with("-00"), "{parent}");
+    }
+    assert_eq!(bridge.stop().await.len(), 0);
+}
+
+/// Works a crowd with a collector that does not do its part, and stops.
+async fn bears(endpoint: &str) {
+    let simulator = spawned::simulator().await;
+    let folder = tempfile::tempdir().unwrap();
+    let role = Role::new("serve").sqlite(&folder.path().join("queue")).upstream(&simulator.url());
+    let grace = Duration::from_secs(20);
+    let role = role.set("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint).set("OTEL_BSP_SCHEDULE_DELAY", "100");
+    let mut serve = role.set("BRIDGE_SHUTDOWN_GRACE", "20s").start().await;
+    let mut callers = JoinSet::new();
+    for _ in 0..20 {
+        let request = client().post(serve.url("/observe/observables")).bearer_auth(demo_token());
+        let request = request.json(&observable_list(&QUESTION));
+        callers.spawn(async move { Answer::of(request.send().await.expect("the ingress answers")).await });
+    }
+    for answer in callers.join_all().await {
+        assert_eq!(answer.errors(), [], "{}", answer.text);
+        assert!(!answer.sightings().is_empty());
+    }
+    let told = Instant::now();
+    serve.signal("-TERM");
+    let status = serve.ends_within(PATIENCE).await;
+    let took = told.elapsed();
+    println!("ended {took:?} after SIGTERM");
+    assert!(status.success() && took < grace, "{status} after {took:?}\n{}", serve.log());
+}
+
+#[tokio::test]
+async fn a_collector_that_is_away_costs_no_request_and_no_time() {
+    bears(&format!("http://127.0.0.1:{}", closed_port())).await;
+}
+
+#[tokio::test]
+async fn a_collector_that_never_answers_costs_no_request_and_no_more_than_the_grace() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = silent.local_addr().unwrap();
+    let held = tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((connection, _)) = silent.accept().await {
+            held.push(connection);
+        }
+    });
+    bears(&format!("http://{address}")).await;
+    held.abort();
+}
