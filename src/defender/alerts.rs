@@ -15,7 +15,7 @@ const PAGES_LIMIT: usize = 50;
 pub struct Alerts {
     /// All that were read; can be more than were wanted.
     pub alerts: Vec<Alert>,
-    /// Whether there are more than were wanted, read or not.
+    /// Whether there are further pages, which were not read.
     pub more: bool,
 }
 
@@ -33,8 +33,8 @@ impl Session {
         for _ in 0..PAGES_LIMIT {
             let page: Page<Alert> = match self.call(&spec).await {
                 Ok(page) => page,
-                Err(error) if error.status() == Some(404) => return Ok(found),
-                Err(error) if error.status() == Some(400) => {
+                Err(error) if error.is_answer(404) => return Ok(found),
+                Err(error) if error.is_answer(400) => {
                     // Values are checked before, so this is a refusal of something well formed (`relay.md` 5.2).
                     // IPv6 is known to be refused.
                     if !may_be_refused {
@@ -46,7 +46,7 @@ impl Session {
             };
             found.alerts.extend(page.value);
             let next = page.next_link.filter(|link| !link.is_empty());
-            found.more = next.is_some() || found.alerts.len() > want;
+            found.more = next.is_some();
             let Some(next) = next.filter(|_| found.alerts.len() <= want) else {
                 return Ok(found);
             };

@@ -172,6 +172,12 @@ impl DefenderError {
         self.status
     }
 
+    /// Whether the call itself was answered with `status`. A call that got no token was never made: what the token
+    /// endpoint answered says nothing about it.
+    pub(super) fn is_answer(&self, status: u16) -> bool {
+        self.status == Some(status) && !matches!(self.family, Family::Token(_))
+    }
+
     /// `<detail>` of `relay.md` 3.4: what the answer's `error` member says, or `HTTP <status>`; at most
     /// [`DETAIL_LIMIT_CHARS`] characters. `None` when there was no answer.
     #[must_use]

@@ -127,7 +127,7 @@ impl Session {
             address(&self.inner.defender.shared.settings.graph_url, &["v1.0", "security", "runHuntingQuery"], None);
         let too_expensive = AtomicU32::new(0);
         let patient = |error: &DefenderError| {
-            error.status() != Some(504) || too_expensive.fetch_add(1, Ordering::Relaxed) + 1 < patience
+            !error.is_answer(504) || too_expensive.fetch_add(1, Ordering::Relaxed) + 1 < patience
         };
         self.call_while(&Spec::hunt(url, text), patient).await
     }
@@ -283,7 +283,7 @@ where
 }
 
 fn is_too_much(error: &DefenderError) -> bool {
-    error.asks_for_less() || (error.status() == Some(504) && !error.is_out_of_time())
+    error.asks_for_less() || (error.is_answer(504) && !error.is_out_of_time())
 }
 
 #[cfg(test)]

@@ -361,7 +361,7 @@ impl Session {
         let fetch = || async {
             match self.call(&spec).await {
                 Ok(profile) => Ok(Some(profile)),
-                Err(error) if error.status() == Some(404) => Ok(None),
+                Err(error) if error.is_answer(404) => Ok(None),
                 Err(error) => Err(error),
             }
         };
@@ -377,7 +377,7 @@ impl Session {
         let spec = Spec::get(Family::Machines, self.api(&["machines"], Some("$top=1")), "/api/machines");
         match self.call::<Page<Machine>>(&spec).await {
             Ok(_) => Ok(()),
-            Err(error) if error.status() == Some(404) => Ok(()),
+            Err(error) if error.is_answer(404) => Ok(()),
             Err(error) => Err(error),
         }
     }

@@ -1,8 +1,6 @@
 //! What the ingress answers when it cannot do what was asked: a relay error (HTTP 200) or a status below the relay
 //! protocol (`relay.md` 3.2).
 
-use std::error::Error as _;
-
 use axum::response::Response;
 use http::{HeaderValue, StatusCode, header};
 
@@ -90,9 +88,4 @@ pub(super) const fn class(error: &BrokerError) -> &'static str {
         BrokerError::TooLarge { .. } => "too_large",
         BrokerError::Storage(_) | BrokerError::InUse(_) => "storage",
     }
-}
-
-/// Whether reading a body ended because it is longer than allowed.
-pub(super) fn is_length_limit(error: &axum::Error) -> bool {
-    error.source().is_some_and(|source| source.is::<http_body_util::LengthLimitError>())
 }

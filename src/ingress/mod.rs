@@ -12,9 +12,10 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http_body_util::BodyExt as _;
 use jiff::Timestamp;
 use tracing::Instrument as _;
 
@@ -31,6 +32,9 @@ use crate::telemetry::propagation;
 
 /// A client that has not sent its whole body by then is answered 408.
 const BODY_LIMIT: Duration = Duration::from_secs(30);
+
+/// How much of a body that is too long is read before its connection is ended: more than an honest mistake sends.
+const DRAIN_LIMIT_BYTES: usize = 16 * 1024 * 1024;
 
 /// What the ingress needs to know.
 #[derive(Debug)]
@@ -218,15 +222,35 @@ fn observables(body: &[u8]) -> Result<Vec<Observable>, RelayError> {
     Ok(observable::dedup(known.filter(Observable::is_observable).collect()))
 }
 
-async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, IngressError> {
+/// Reads a body whole. One that is too long is read on and thrown away for a while: whoever is still sending when the
+/// connection ends never sees the answer.
+async fn read_body(headers: &HeaderMap, mut body: Body) -> Result<Bytes, IngressError> {
+    const TOO_LARGE: IngressError = IngressError::Http(HttpError::PAYLOAD_TOO_LARGE);
     let declared = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-    if declared.is_some_and(|length| length > relay::MAX_BODY_BYTES) {
-        return Err(IngressError::Http(HttpError::PAYLOAD_TOO_LARGE));
+    let too_long = declared.is_some_and(|length| length > relay::MAX_BODY_BYTES);
+    if too_long && (headers.contains_key(header::EXPECT) || declared > Some(DRAIN_LIMIT_BYTES)) {
+        return Err(TOO_LARGE);
     }
-    match tokio::time::timeout(BODY_LIMIT, axum::body::to_bytes(body, relay::MAX_BODY_BYTES)).await {
-        Ok(Ok(body)) => Ok(body),
-        Ok(Err(error)) if error::is_length_limit(&error) => Err(IngressError::Http(HttpError::PAYLOAD_TOO_LARGE)),
-        Ok(Err(_)) => Err(IngressError::Http(error::BROKEN_BODY)),
-        Err(_) => Err(IngressError::Http(error::SLOW_BODY)),
+    let (mut kept, mut length) = (BytesMut::new(), 0);
+    let reading = async {
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame.map_err(|_| IngressError::Http(error::BROKEN_BODY))?.into_data() else { continue };
+            length += data.len();
+            if length > DRAIN_LIMIT_BYTES {
+                break;
+            }
+            if length > relay::MAX_BODY_BYTES {
+                kept = BytesMut::new();
+            } else if !too_long {
+                kept.extend_from_slice(&data);
+            }
+        }
+        Ok::<_, IngressError>(())
+    };
+    let read = tokio::time::timeout(BODY_LIMIT, reading).await;
+    if too_long || length > relay::MAX_BODY_BYTES {
+        return Err(TOO_LARGE);
     }
+    read.map_err(|_| IngressError::Http(error::SLOW_BODY))??;
+    Ok(kept.freeze())
 }

@@ -38,7 +38,7 @@ pub struct Share {
     /// How many events to take at most, newest first; 0 = no hunting call. For MD5, whose events come first, this is
     /// what they are cut to afterwards (`relay.md` 5.2).
     pub events: usize,
-    /// More alerts exist than are kept: E22 is due.
+    /// More alerts exist than are kept, also where further pages could not be read: E22 is due.
     pub more_alerts: bool,
 }
 
@@ -46,11 +46,7 @@ pub struct Share {
 /// pages that were not read.
 pub fn share(limit: u32, found: usize, more_exist: bool) -> Share {
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    Share {
-        alerts: found.min(limit),
-        events: limit.saturating_sub(found),
-        more_alerts: found > limit || (found == limit && more_exist),
-    }
+    Share { alerts: found.min(limit), events: limit.saturating_sub(found), more_alerts: found > limit || more_exist }
 }
 
 #[cfg(test)]
@@ -95,6 +91,7 @@ mod tests {
             (100, 100, false, 100, 0, false),
             (100, 100, true, 100, 0, true),
             (100, 101, false, 100, 0, true),
+            (100, 30, true, 30, 70, true),
             (1, 5, false, 1, 0, true),
         ];
         for (limit, found, more_exist, alerts, events, more_alerts) in rows {

@@ -47,7 +47,13 @@ pub struct Options {
     pub simulator: simulator::Settings,
     /// In place of the simulator's URL, for upstreams that are not there or speak no HTTP.
     pub upstream: Option<String>,
+    /// In place of the upstream's URL, for Defender's REST API only.
+    pub defender_url: Option<String>,
+    /// In place of the upstream's URL, for Graph only.
+    pub graph_url: Option<String>,
     pub worker: bool,
+    /// A key that the worker opens seals with in place of the ingress's.
+    pub worker_key: Option<String>,
 }
 
 impl Default for Options {
@@ -65,7 +71,10 @@ impl Default for Options {
             retry: retry::Policy { first: Duration::from_millis(5), cap: Duration::from_millis(20), tries: 3 },
             simulator: simulator::Settings { quota: None, ..simulator::Settings::default() },
             upstream: None,
+            defender_url: None,
+            graph_url: None,
             worker: true,
+            worker_key: None,
         }
     }
 }
@@ -172,6 +181,13 @@ impl TestBridge {
         self.post("/observe/observables", &observable_list(observables)).await
     }
 
+    /// `GET` of the admin port: status and text.
+    pub async fn admin(&self, path: &str) -> (u16, String) {
+        let response = self.client.get(format!("http://{}{path}", self.admin)).send().await;
+        let answer = Answer::of(response.expect("the admin port answers")).await;
+        (answer.status, answer.text)
+    }
+
     /// Stops everything in order.
     pub async fn stop(self) {
         self.shutdown.begin();
@@ -183,7 +199,7 @@ impl TestBridge {
 async fn start_roles<B: Broker>(broker: B, options: &Options, upstream: &str, shutdown: Shutdown) -> Running {
     let secrets: Vec<_> = options.token_keys.iter().map(|key| key.as_str().into()).collect();
     let seal_keys = Arc::new(SealKeys::derive(&secrets.iter().collect::<Vec<_>>()));
-    let upstream: url::Url = upstream.parse().expect("a URL");
+    let url_of = |own: &Option<String>| -> url::Url { own.as_deref().unwrap_or(upstream).parse().expect("a URL") };
     let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
     let roles = Roles {
         ingress: Some(roles::Ingress {
@@ -197,13 +213,16 @@ async fn start_roles<B: Broker>(broker: B, options: &Options, upstream: &str, sh
         }),
         worker: options.worker.then(|| roles::Worker {
             defender: DefenderSettings {
-                entra_url: upstream.clone(),
-                defender_url: upstream.clone(),
-                graph_url: upstream,
+                entra_url: url_of(&None),
+                defender_url: url_of(&options.defender_url),
+                graph_url: url_of(&options.graph_url),
                 ..DefenderSettings::default()
             },
             settings: WorkerSettings { concurrency: options.concurrency, answer_ttl: options.answer_ttl },
-            seal_keys,
+            seal_keys: match &options.worker_key {
+                Some(key) => Arc::new(SealKeys::derive(&[&key.as_str().into()])),
+                None => seal_keys,
+            },
             retry: options.retry.clone(),
         }),
         admin_listen: Some(any_port),

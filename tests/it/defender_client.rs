@@ -606,7 +606,7 @@ fn host(seen: &Seen) -> String {
 #[rstest]
 #[case::all_are_wanted(100, 30, false, 3)]
 #[case::just_all_are_wanted(30, 30, false, 3)]
-#[case::one_more_is_there(29, 30, true, 3)]
+#[case::one_more_is_there_and_was_read(29, 30, false, 3)]
 #[case::the_second_page_is_enough(15, 20, true, 2)]
 #[case::a_full_page_needs_a_look_at_the_next(10, 20, true, 2)]
 #[case::the_first_page_is_enough(9, 10, true, 1)]

@@ -17,6 +17,7 @@ mod layering;
 mod outbound;
 mod processes;
 mod rabbitmq_faults;
+mod relay;
 mod relay_examples;
 mod scripted;
 mod secrets;

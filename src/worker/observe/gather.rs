@@ -3,11 +3,13 @@
 //! lookups.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::{StreamExt as _, stream};
 
 use super::answers::Answer;
 use super::failures::{Failures, Stops};
+use super::file_alerts::FileAlerts;
 use crate::defender::model::{Alert, FileEvent, Hashes};
 use crate::defender::{Alerts, DefenderError, Family, HashSets, Hunted, Session};
 use crate::mapping::{self, Device, Event, Lookups, sighting};
@@ -28,11 +30,14 @@ const DEVICE_LIMIT: usize = 1_000;
 
 /// One request's way of asking.
 pub(super) struct Gatherer<'a> {
-    pub(super) session: &'a Session,
+    session: &'a Session,
     /// `L` of `relay.md` 5.3.
-    pub(super) limit: usize,
-    pub(super) portal_url: &'a str,
-    pub(super) tenant_id: &'a str,
+    limit: usize,
+    portal_url: &'a str,
+    tenant_id: &'a str,
+    file_alerts: FileAlerts,
+    /// File profiles that may still be read for this request.
+    profiles_left: AtomicUsize,
 }
 
 /// What was found of one observable.
@@ -56,7 +61,13 @@ struct Subject<'a> {
     complete: bool,
 }
 
-impl Gatherer<'_> {
+impl<'a> Gatherer<'a> {
+    /// A request's way of asking, with nothing asked yet. `limit` is `L` of `relay.md` 5.3.
+    pub(super) fn new(session: &'a Session, limit: usize, portal_url: &'a str, tenant_id: &'a str) -> Self {
+        let profiles_left = AtomicUsize::new(PROFILE_LIMIT);
+        Self { session, limit, portal_url, tenant_id, file_alerts: FileAlerts::default(), profiles_left }
+    }
+
     /// Asks about all observables of `batch`, which come with their positions in the request.
     pub(super) async fn gather(&self, batch: &[(usize, &Observable)], failures: &mut Failures) -> Vec<(usize, Found)> {
         let mut subjects: Vec<Subject<'_>> = batch
@@ -125,7 +136,7 @@ impl Gatherer<'_> {
             by_sha1,
             &stops,
             |_| &[Family::Alerts],
-            |sha1| async move { self.session.file_alerts(&sha1, self.limit).await },
+            |sha1| async move { self.file_alerts.of(self.session, &sha1, self.limit).await },
         )
         .await;
         self.note_alerts(subjects, found, failures);
@@ -141,9 +152,9 @@ impl Gatherer<'_> {
         ask(wanted, stops, needs, |observable| async move {
             let value = &observable.value;
             match observable.kind {
-                Kind::Sha1 => self.session.file_alerts(value, self.limit).await,
+                Kind::Sha1 => self.file_alerts.of(self.session, value, self.limit).await,
                 Kind::Sha256 => match self.session.file(value).await?.and_then(|file| file.sha1) {
-                    Some(sha1) if !sha1.is_empty() => self.session.file_alerts(&sha1, self.limit).await,
+                    Some(sha1) if !sha1.is_empty() => self.file_alerts.of(self.session, &sha1, self.limit).await,
                     _ => Ok(Alerts::default()),
                 },
                 Kind::Domain => self.session.domain_alerts(value, self.limit).await,
@@ -240,9 +251,12 @@ impl Gatherer<'_> {
         let events = || subjects.iter().flat_map(|subject| &subject.events);
         let mut devices = mapping::wanted_devices(alerts(), events());
         let mut profiles = mapping::wanted_profiles(alerts(), events());
-        let mut cut = devices.len() > DEVICE_LIMIT || profiles.len() > PROFILE_LIMIT;
+        // Batches follow each other, so nobody else takes from what is left.
+        let profiles_left = self.profiles_left.load(Ordering::Relaxed);
+        let mut cut = devices.len() > DEVICE_LIMIT || profiles.len() > profiles_left;
         devices.truncate(DEVICE_LIMIT);
-        profiles.truncate(PROFILE_LIMIT);
+        profiles.truncate(profiles_left);
+        self.profiles_left.fetch_sub(profiles.len(), Ordering::Relaxed);
 
         let stops = failures.stops();
         let hunting = stops.allows(Family::Hunting) && !devices.is_empty();

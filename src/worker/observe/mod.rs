@@ -6,6 +6,7 @@
 
 pub(super) mod answers;
 pub(super) mod failures;
+mod file_alerts;
 mod gather;
 
 use std::sync::Arc;
@@ -48,12 +49,7 @@ pub(super) async fn handle(job: Observe, credentials: &Credentials, until: Insta
     let mut failures = Failures::default();
     if !missing.is_empty() {
         let session = context.session(credentials, until);
-        let gatherer = gather::Gatherer {
-            session: &session,
-            limit,
-            portal_url: &context.portal_url,
-            tenant_id: &credentials.tenant_id,
-        };
+        let gatherer = gather::Gatherer::new(&session, limit, &context.portal_url, &credentials.tenant_id);
         for batch in missing.chunks(BATCH) {
             let batch: Vec<(usize, &Observable)> = batch.iter().map(|at| (*at, &observables[*at])).collect();
             for (position, found) in gatherer.gather(&batch, &mut failures).await {
