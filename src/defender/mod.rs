@@ -322,19 +322,13 @@ impl Session {
         let hash = query::hex(hash, 40).or_else(|| query::hex(hash, 64));
         let hash = hash.ok_or_else(|| DefenderError::invalid_value(Family::Files))?;
         let files = &self.inner.defender.shared.files;
-        let file = self.profile(Family::Files, files, hash.clone(), "files", "/api/files/{id}").await?;
-        if let Some(file) = &file {
-            // One profile answers for both of its hashes. Which hashes belong together does not change, so its age is no matter.
-            let sha1 = file.sha1.as_deref().and_then(|sha1| query::hex(sha1, 40));
-            let sha256 = file.sha256.as_deref().and_then(|sha256| query::hex(sha256, 64));
-            for other in [sha1, sha256].into_iter().flatten().filter(|other| *other != hash) {
-                let key = (Arc::clone(&self.inner.account), other);
-                if !files.contains_key(&key) {
-                    files.insert(key, Some(file.clone())).await;
-                }
-            }
-        }
-        Ok(file)
+        // A file that was read by one of its hashes is known by the other as well.
+        let hashes = |file: &File| {
+            let sha1 = file.sha1.as_deref().and_then(|hash| query::hex(hash, 40));
+            let sha256 = file.sha256.as_deref().and_then(|hash| query::hex(hash, 64));
+            sha1.into_iter().chain(sha256).collect()
+        };
+        self.profile(Family::Files, files, hash, "files", "/api/files/{id}", hashes).await
     }
 
     /// The machine with this id, 40 hex digits; `None` when Defender does not know it. Up to ten minutes old.
@@ -346,7 +340,7 @@ impl Session {
         // The route takes computer names as well, so anything else could select another machine.
         let id = query::hex(id, DEVICE_ID_DIGITS).ok_or_else(|| DefenderError::invalid_value(Family::Machines))?;
         let machines = &self.inner.defender.shared.machines;
-        self.profile(Family::Machines, machines, id, "machines", "/api/machines/{id}").await
+        self.profile(Family::Machines, machines, id, "machines", "/api/machines/{id}", |_| Vec::new()).await
     }
 
     async fn profile<T: DeserializeOwned + Clone + Send + Sync + 'static>(
@@ -356,16 +350,26 @@ impl Session {
         id: String,
         collection: &str,
         template: &'static str,
+        names: impl Fn(&T) -> Vec<String>,
     ) -> Result<Option<T>, DefenderError> {
         let spec = Spec::get(family, self.api(&[collection, &id], None), template);
+        let (names, asked) = (&names, &id);
         let fetch = || async {
-            match self.call(&spec).await {
-                Ok(profile) => Ok(Some(profile)),
+            match self.call::<T>(&spec).await {
+                Ok(profile) => {
+                    let names = names(&profile);
+                    // One that does not know the name it was asked by is not believed about others.
+                    let others = names.iter().filter(|name| *name != asked && names.contains(asked));
+                    for name in others.cloned() {
+                        cache.insert((Arc::clone(&self.inner.account), name), Some(profile.clone())).await;
+                    }
+                    Ok(Some(profile))
+                }
                 Err(error) if error.is_answer(404) => Ok(None),
                 Err(error) => Err(error),
             }
         };
-        self.once(family, cache, (Arc::clone(&self.inner.account), id), fetch).await
+        self.once(family, cache, (Arc::clone(&self.inner.account), id.clone()), fetch).await
     }
 
     /// Succeeds when the credentials can read machines, whether there are any or not.

@@ -116,19 +116,26 @@ fn json_response(status: StatusCode, body: impl Into<Body>) -> Response {
 
 impl<B: Broker> Ingress<B> {
     async fn answer(&self, route: Option<Route>, request: Request) -> Result<Response, IngressError> {
-        let route = route.ok_or(IngressError::Http(HttpError::NOT_FOUND))?;
-        if *request.method() == Method::OPTIONS {
+        let deadline = Timestamp::now() + self.settings.deadline;
+        let (head, body) = request.into_parts();
+        let route = match route {
+            Some(route) if matches!(head.method, Method::POST | Method::OPTIONS) => route,
+            other => {
+                // What was sent with it is in the way of the answer, and of the next request. Who asks first sends nothing.
+                if !head.headers.contains_key(header::EXPECT) {
+                    let _ = read_body(&head.headers, body).await;
+                }
+                let refusal = other.map_or(HttpError::NOT_FOUND, |_| HttpError::METHOD_NOT_ALLOWED);
+                return Err(IngressError::Http(refusal));
+            }
+        };
+        // Read even where it means nothing, for the same reason.
+        let body = read_body(&head.headers, body).await?;
+        if head.method == Method::OPTIONS {
             let mut response = Response::new(Body::empty());
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(error::ALLOW));
             return Ok(response);
         }
-        if *request.method() != Method::POST {
-            return Err(IngressError::Http(HttpError::METHOD_NOT_ALLOWED));
-        }
-        let deadline = Timestamp::now() + self.settings.deadline;
-        let (head, body) = request.into_parts();
-        // Read even where it means nothing, so that the connection can serve the next request.
-        let body = read_body(&head.headers, body).await?;
         if route == Route::Version {
             return Ok(relay_answer(relay::version(env!("CARGO_PKG_VERSION")).to_string()));
         }

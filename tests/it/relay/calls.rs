@@ -189,6 +189,28 @@ async fn a_file_that_is_named_by_all_its_hashes_is_asked_for_once() {
     bridge.stop().await;
 }
 
+/// The profile that leads from a SHA-256 to its alerts also completes the hashes of its events, which name the SHA-1.
+#[tokio::test]
+async fn a_profile_that_was_read_by_one_hash_is_not_read_again_by_the_other() {
+    let (sha1, sha256, md5) = (value_of("sha1", 1), value_of("sha256", 1), value_of("md5", 1));
+    for ask in [("sha256", &sha256), ("sha1", &sha1)] {
+        let data = json!({
+            "files": [{"sha1": sha1.to_ascii_uppercase(), "sha256": sha256, "md5": md5}],
+            "tables": {"DeviceFileEvents": [
+                file_event(1, 9, 1, &sha1, &sha256, ""),
+                file_event(2, 10, 1, "", &sha256, ""),
+                file_event(3, 11, 1, &sha1, "", ""),
+            ]},
+        });
+        let bridge = bridge_with(data, Options::default()).await;
+        bridge.observe(&[(ask.0, ask.1.as_str())]).await;
+        let answer = bridge.observe(&[("sha256", &sha256), ("sha1", &sha1)]).await;
+        assert_eq!((answer.errors(), answer.sightings().len()), (vec![], 4));
+        assert_eq!(bridge.control().calls("files"), 1, "{ask:?}: {:?}", bridge.control().requests_to("files"));
+        bridge.stop().await;
+    }
+}
+
 #[tokio::test]
 async fn machines_are_read_one_by_one_only_where_hunting_knows_no_operating_system() {
     let machine = |n: usize, os: Value, inventory: bool| {

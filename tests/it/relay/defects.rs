@@ -5,8 +5,8 @@
 //! |---|---|
 //! | 1 | `a_token_is_asked_for_with_a_posted_form` |
 //! | 2 | `calls::twenty_observables_over_ten_machines_cost_five_hunting_calls` |
-//! | 3 | `errors::a_call_that_hangs_ends_with_the_deadline_and_what_was_found_is_kept`, `errors::a_defender_that_cannot_be_reached_costs_the_alerts` |
-//! | 4 | `an_error_body_may_be_anything`, `errors::a_failed_alert_lookup_costs_the_alerts_and_is_told`, `errors::an_odd_answer_of_the_token_endpoint_is_told_in_its_own_words` |
+//! | 3 | `deadlines::a_call_that_hangs_ends_with_the_deadline_and_what_was_found_is_kept`, `errors::a_defender_that_cannot_be_reached_costs_the_alerts` |
+//! | 4 | `an_error_body_may_be_anything`, `errors::a_failed_alert_lookup_costs_the_alerts_and_is_told`, `grants::an_odd_answer_of_the_token_endpoint_is_told_in_its_own_words` |
 //! | 5 | `an_error_body_may_be_anything`, `errors::health_is_what_the_machines_route_says` |
 //! | 6 | `errors::a_failed_alert_lookup_costs_the_alerts_and_is_told`, `what_the_token_endpoint_says_is_not_what_defender_says` |
 //! | 7 | `errors::a_failed_hunting_query_costs_the_events_and_is_told` |

@@ -1,11 +1,12 @@
-//! Errors of Microsoft's services as the caller reads them: rows E5 to E14, E19, E20 and E23 of `relay.md` 3.3, with the
-//! data that comes all the same, and how often each call was made. What an error stops is in `stops`.
+//! Errors of Microsoft's services as the caller reads them: rows E5 to E14 and E23 of `relay.md` 3.3, with the data that
+//! comes all the same, and how often each call was made. Tokens that are not given are in `grants`, time that is up in
+//! `deadlines`, what an error stops in `stops`.
 
 use std::time::Duration;
 
 use defender_bridge::retry;
 use defender_bridge::simulator::scenario::DEMO_TENANT_ID;
-use defender_bridge::simulator::{self, Control, Fault, Matcher, Resource, Scripted};
+use defender_bridge::simulator::{self, Fault, Matcher, Resource, Scripted};
 use serde_json::{Value, json};
 
 use super::{alert, bridge_with, connection, device, fatal, file_event, minutes_ago, warning};
@@ -16,17 +17,17 @@ pub const SHA1: &str = "00000000000000000000000000000000000000b1";
 pub const SHA256: &str = "00000000000000000000000000000000000000000000000000000000000000b2";
 const MD5: &str = "000000000000000000000000000000b3";
 
-const INTERNAL: &str = "Microsoft Defender for Endpoint internal error.";
-const CONNECTION: &str = "Unable to connect to Microsoft Defender for Endpoint.";
+pub const INTERNAL: &str = "Microsoft Defender for Endpoint internal error.";
+pub const CONNECTION: &str = "Unable to connect to Microsoft Defender for Endpoint.";
 const DETAILS: &str = "Some details could not be read from Microsoft Defender for Endpoint.";
-const DEADLINE: &str = "The request was not finished in time; the answer may be incomplete.";
-const TOO_MANY: &str = "Too many requests to Microsoft Defender for Endpoint have been made. Please, try again later.";
+pub const TOO_MANY: &str =
+    "Too many requests to Microsoft Defender for Endpoint have been made. Please, try again later.";
 
-fn permission(role: &str) -> String {
+pub fn permission(role: &str) -> String {
     format!("Microsoft Defender for Endpoint refused the request: the application needs the {role} permission.")
 }
 
-fn invalid(detail: &str) -> String {
+pub fn invalid(detail: &str) -> String {
     format!("Invalid request to Microsoft Defender for Endpoint. {detail}")
 }
 
@@ -77,11 +78,11 @@ struct Case {
     calls: &'static [(&'static str, u64)],
 }
 
-type Observables = &'static [(&'static str, &'static str)];
+pub type Observables = &'static [(&'static str, &'static str)];
 
-const A: Observables = &[("domain", "a.example")];
-const AB: Observables = &[("domain", "a.example"), ("domain", "b.example")];
-const IP: Observables = &[("ip", "203.0.113.2")];
+pub const A: Observables = &[("domain", "a.example")];
+pub const AB: Observables = &[("domain", "a.example"), ("domain", "b.example")];
+pub const IP: Observables = &[("ip", "203.0.113.2")];
 const FILE: Observables = &[("sha1", SHA1)];
 
 fn case(name: &'static str, ask: Observables) -> Case {
@@ -133,12 +134,12 @@ impl Case {
     }
 }
 
-fn html(status: u16) -> Fault {
+pub fn html(status: u16) -> Fault {
     let headers = vec![("content-type".to_owned(), "text/html".to_owned())];
     Fault::Answer { status, headers, body: "<html><body>no service</body></html>".to_owned() }
 }
 
-fn body(status: u16, body: &str) -> Fault {
+pub fn body(status: u16, body: &str) -> Fault {
     let headers = vec![("content-type".to_owned(), "application/json".to_owned())];
     Fault::Answer { status, headers, body: body.to_owned() }
 }
@@ -362,107 +363,6 @@ async fn an_error_about_some_observables_names_them() {
     .await;
 }
 
-/// Rows of `relay.md` 2.4 (E19): nothing else is called, and there is no data.
-#[tokio::test]
-async fn an_odd_answer_of_the_token_endpoint_is_told_in_its_own_words() {
-    let unexpected = "Microsoft Defender for Endpoint returned unexpected error. Details: Out of order.";
-    let description = r#"{"error":"x","error_description":"Out of order."}"#;
-    let all_tries = 8; // four for each of the two tokens
-    let cases = vec![
-        ("200 without a token", body(200, "{}"), fatal("invalid request", &invalid("Access Token does not exist."))),
-        (
-            "200 with an empty one",
-            body(200, r#"{"access_token":""}"#),
-            fatal("invalid request", &invalid("Access Token does not exist.")),
-        ),
-        ("200 with HTML", html(200), fatal("internal error", INTERNAL)),
-        ("400", body(400, description), fatal("authorization error", "Authorization failed: Out of order.")),
-        ("401", body(401, description), fatal("authorization error", "Authorization failed: Out of order.")),
-        ("403", body(403, description), fatal("unknown", unexpected)),
-        ("404", body(404, description), fatal("permission denied", "Invalid Authorization Bearer JWT.")),
-        ("429", body(429, description), fatal("unknown", unexpected)),
-        ("500", body(500, description), fatal("unknown", unexpected)),
-        ("502 with HTML", html(502), fatal("unknown", "Something went wrong.")),
-        ("503 without a body", body(503, ""), fatal("unknown", "Something went wrong.")),
-        ("reset", Fault::Reset, fatal("connection error", CONNECTION)),
-        ("cut", Fault::cut(), fatal("connection error", CONNECTION)),
-    ];
-    for (name, fault, expected) in cases {
-        let bridge = start().await;
-        bridge.control().fail_next("token", fault.clone(), all_tries);
-        let answer = bridge.observe(AB).await;
-        assert_eq!(answer.errors(), std::slice::from_ref(&expected), "{name}");
-        assert_eq!(answer.json().get("data"), None, "{name}");
-        let others: u64 =
-            ["alerts", "hunting", "machines", "files"].iter().map(|route| bridge.control().calls(route)).sum();
-        assert_eq!(others, 0, "{name}");
-        bridge.control().clear_faults();
-        bridge.control().fail_next("token", fault, all_tries);
-        assert_eq!(bridge.post("/health", &Value::Null).await.errors(), [expected], "{name}");
-        // Nothing of it is remembered.
-        bridge.control().clear_faults();
-        assert_eq!(bridge.observe(A).await.sightings().len(), 3, "{name}");
-        bridge.stop().await;
-    }
-}
-
-#[tokio::test]
-async fn a_busy_token_endpoint_is_asked_again_and_a_refusing_one_is_not() {
-    for (fault, tries, found) in [
-        (Fault::refuse(500), 3, true),
-        (Fault::throttle(None), 3, true),
-        (Fault::Reset, 3, true),
-        (html(503), 3, true),
-        (Fault::refuse(401), 1, false),
-        (Fault::refuse(400), 1, false),
-        (body(404, "{}"), 1, false),
-        (body(200, "{}"), 1, false),
-    ] {
-        let bridge = start().await;
-        bridge.control().fail_next("token", fault.clone(), tries);
-        let answer = bridge.post("/health", &Value::Null).await;
-        assert_eq!(answer.errors().is_empty(), found, "{fault:?} {}", answer.text);
-        assert_eq!(bridge.control().calls("token"), if found { 4 } else { 1 }, "{fault:?}");
-        bridge.stop().await;
-    }
-}
-
-#[tokio::test]
-async fn a_tenant_that_nobody_knows_is_an_authorization_error() {
-    let bridge = start().await;
-    let token = crate::bridge::mint("00000000-0000-4000-8000-000000000000", "x", "y", None);
-    let answer = bridge.post_as(&token, "/observe/observables", &crate::bridge::observable_list(A)).await;
-    let [(code, message, kind)] = answer.errors().try_into().expect("one error");
-    assert_eq!((code.as_str(), kind.as_str()), ("authorization error", "fatal"));
-    assert!(message.starts_with("Authorization failed: AADSTS90002: "), "{message}");
-    bridge.stop().await;
-}
-
-#[tokio::test]
-async fn a_token_without_roles_names_each_role_that_is_missing() {
-    let bridge = start().await;
-    bridge.control().set_roles(DEMO_TENANT_ID, Resource::Defender, &[]);
-    bridge.control().set_roles(DEMO_TENANT_ID, Resource::Graph, &[]);
-    let answer = bridge.observe(A).await;
-    assert_eq!(
-        answer.errors(),
-        [
-            fatal("permission denied", &permission("Alert.Read.All")),
-            fatal("permission denied", &permission("ThreatHunting.Read.All")),
-        ]
-    );
-    assert_eq!(answer.json().get("data"), None);
-    // Each was renewed once, in case the roles had been granted since.
-    let control = bridge.control();
-    assert_eq!((control.calls("alerts"), control.calls("hunting"), control.calls("token")), (2, 2, 4));
-    // Granted now: the next request gets new tokens by itself.
-    control.set_roles(DEMO_TENANT_ID, Resource::Defender, &["Alert.Read.All"]);
-    control.set_roles(DEMO_TENANT_ID, Resource::Graph, &["ThreatHunting.Read.All"]);
-    let answer = bridge.observe(A).await;
-    assert_eq!((answer.errors(), answer.sightings().len()), (vec![], 3));
-    bridge.stop().await;
-}
-
 /// A server that answers a TLS greeting with a sentence. It ends with the test.
 async fn speaks_no_tls() -> String {
     use tokio::io::AsyncWriteExt as _;
@@ -514,79 +414,6 @@ async fn a_defender_that_cannot_be_reached_costs_the_alerts() {
         bridge.stop().await;
     }
     assert_eq!(untrusted.seen().len(), 0, "nothing is sent to who is not trusted");
-}
-
-/// A deadline that leaves the worker some time, however busy the machine.
-fn short() -> Options {
-    Options { deadline: Duration::from_secs(4), ..options() }
-}
-
-fn hang(control: &Control, matcher: impl Into<Matcher>) {
-    control.fail_next(matcher, Fault::Hang, 1);
-}
-
-/// Row E20. That data comes with it proves that the worker answered, before the ingress had to.
-#[tokio::test]
-async fn a_call_that_hangs_ends_with_the_deadline_and_what_was_found_is_kept() {
-    // What hangs, what is asked, sightings, hunting calls.
-    let cases: [(&str, Matcher, Observables, usize, u64); 5] = [
-        ("hunting: the alert is there", "hunting".into(), A, 1, 1),
-        (
-            "an alert lookup: the other alert is there, and no time for hunting",
-            Matcher::containing("b.example"),
-            AB,
-            1,
-            0,
-        ),
-        ("a machine: all is there but its details", "machines".into(), IP, 1, 2),
-        ("the only alert lookup", "alerts".into(), A, 0, 0),
-        ("the token", "token".into(), A, 0, 0),
-    ];
-    let runs = cases.map(|(name, matcher, ask, sightings, hunting)| async move {
-        let bridge = bridge_with(office(), short()).await;
-        hang(bridge.control(), matcher);
-        let answer = bridge.observe(ask).await;
-        let kind = if sightings == 0 { "fatal" } else { "warning" };
-        assert_eq!(answer.errors(), [super::error("deadline", DEADLINE, kind)], "{name}");
-        assert_eq!(answer.sightings().len(), sightings, "{name}: {}", answer.text);
-        assert_eq!(answer.json().get("data").is_some(), sightings > 0, "{name}");
-        assert_eq!(bridge.control().calls("hunting"), hunting, "{name}");
-        bridge.stop().await;
-    });
-    futures_util::future::join_all(runs).await;
-}
-
-/// `DESIGN.md` 10.9.
-#[tokio::test]
-async fn a_deadline_during_a_retry_reports_what_microsoft_said_last() {
-    let cases = [
-        (Fault::refuse(500), fatal("internal error", INTERNAL)),
-        (Fault::throttle(None), fatal("too many requests", TOO_MANY)),
-        (Fault::Reset, fatal("connection error", CONNECTION)),
-    ];
-    let runs = cases.map(|(fault, expected)| async move {
-        let bridge = bridge_with(office(), short()).await;
-        bridge.control().fail_next("alerts", fault.clone(), 1);
-        hang(bridge.control(), "alerts");
-        let answer = bridge.observe(A).await;
-        assert_eq!(answer.errors()[0], expected, "{fault:?}: {}", answer.text);
-        assert_eq!(bridge.control().calls("alerts"), 2, "{fault:?}");
-        bridge.stop().await;
-    });
-    futures_util::future::join_all(runs).await;
-}
-
-/// Row E20 by the ingress: nobody works, so nobody else can say it.
-#[tokio::test]
-async fn a_request_that_nobody_works_is_answered_at_its_deadline() {
-    let options = Options { worker: false, deadline: Duration::from_secs(1), ..options() };
-    let bridge = TestBridge::start_with(options).await;
-    for path in ["/observe/observables", "/health"] {
-        let answer = bridge.post(path, &crate::bridge::observable_list(A)).await;
-        assert_eq!((answer.status, answer.errors()), (200, vec![fatal("deadline", DEADLINE)]), "{path}");
-        assert_eq!(answer.json().get("data"), None);
-    }
-    bridge.stop().await;
 }
 
 /// Row E14: a worker that has other keys cannot open a job, and says no more than that.

@@ -3,8 +3,10 @@
 
 mod admin;
 mod calls;
+mod deadlines;
 mod defects;
 mod errors;
+mod grants;
 mod limits;
 mod payloads;
 mod stops;

@@ -241,6 +241,20 @@ async fn a_body_of_one_mebibyte_is_read_and_one_byte_more_is_not() {
 }
 
 #[tokio::test]
+async fn a_long_body_does_not_hide_the_answer_of_a_request_that_takes_none() {
+    let bridge = without_worker().await;
+    for (method, path, status) in
+        [("POST", "/nope", 404), ("PUT", "/nope", 404), ("PUT", "/health", 405), ("DELETE", "/version", 405)]
+    {
+        let request = bridge.client.request(method.parse().unwrap(), bridge.url(path)).body(vec![b' '; 8 * LIMIT]);
+        let answer = crate::bridge::Answer::of(request.send().await.expect("an answer, not a reset")).await;
+        assert_eq!(answer.status, status, "{method} {path}");
+        assert_eq!(answer.json()["code"], status, "{method} {path}");
+    }
+    bridge.stop().await;
+}
+
+#[tokio::test]
 async fn a_client_that_asks_before_sending_too_much_is_told_at_once() {
     let bridge = without_worker().await;
     let mut wire = Wire::open(&bridge).await;
