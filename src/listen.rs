@@ -1,16 +1,17 @@
 //! Serves a router on a listener: bounded connections, a limit on slow headers, and a stop that loses no answer.
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::task::TaskTracker;
 
 use crate::shutdown::Shutdown;
 
@@ -18,8 +19,15 @@ use crate::shutdown::Shutdown;
 /// also bounds the memory of requests being read.
 const MAX_CONNECTIONS: usize = 1024;
 
+/// The most connections that the system holds back until they are accepted: what the runtime asks for.
+const BACKLOG: usize = 1024;
+
 /// A client that has not sent its whole header by then is cut off; so is one that keeps an idle connection.
 const HEADER_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long connections are kept after the soft stop although no request has come on them yet: for their clients they are
+/// made, and the first request may be on its way.
+const LATE_REQUEST: Duration = Duration::from_millis(500);
 
 /// Pause after a failed `accept`, which means that the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -29,18 +37,14 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// # Errors
 /// When the listener is unusable; a connection that fails is its own affair.
 pub async fn serve(listener: TcpListener, router: Router, shutdown: Shutdown) -> io::Result<()> {
-    let graceful = GracefulShutdown::new();
+    let connections = TaskTracker::new();
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let start = |stream: TcpStream, slot: Option<OwnedSemaphorePermit>| {
         // Answers are small and written at once: waiting to fill a packet only delays them.
         let _ = stream.set_nodelay(true);
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_LIMIT)
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
-        let connection = graceful.watch(connection);
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
+        let (router, shutdown) = (router.clone(), shutdown.clone());
+        connections.spawn(async move {
+            if let Err(error) = serve_one(stream, router, shutdown).await {
                 tracing::debug!(error = %error, "a connection ended early");
             }
             drop(slot);
@@ -63,9 +67,10 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Shutdown) ->
         }
     }
     // For their clients the connections that wait to be accepted are made, with requests in them perhaps. They would
-    // be reset with the listener. Their number is bounded by the system's backlog.
+    // be reset with the listener. More than the system holds back are new ones, which may be refused.
     let listener = listener.into_std()?;
-    while let Ok((stream, _)) = listener.accept() {
+    for _ in 0..BACKLOG {
+        let Ok((stream, _)) = listener.accept() else { break };
         if stream.set_nonblocking(true).is_ok()
             && let Ok(stream) = TcpStream::from_std(stream)
         {
@@ -73,9 +78,31 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Shutdown) ->
         }
     }
     drop(listener);
+    connections.close();
     tokio::select! {
-        () = graceful.shutdown() => {}
+        () = connections.wait() => {}
         () = shutdown.hard() => tracing::warn!("requests in flight were cut off at the end of the grace period"),
     }
     Ok(())
+}
+
+/// Serves one connection: after the soft stop the request in flight and, for a moment, one that is on its way.
+///
+/// The library's own graceful end closes a connection on which it has not read anything, even when a request waits to
+/// be read.
+async fn serve_one(stream: TcpStream, router: Router, shutdown: Shutdown) -> hyper::Result<()> {
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_LIMIT)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let mut connection = pin!(connection);
+    let late = async {
+        shutdown.begun().await;
+        tokio::time::sleep(LATE_REQUEST).await;
+    };
+    tokio::select! {
+        ended = connection.as_mut() => return ended,
+        () = late => connection.as_mut().graceful_shutdown(),
+    }
+    connection.await
 }

@@ -8,9 +8,13 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Mutex;
 use tokio::task::{JoinHandle, JoinSet, spawn_blocking};
 use tokio::time::timeout;
 use url::Url;
+
+/// Stories that load the machine with several processes, or ask how soon something is back, take turns.
+pub static TURN: Mutex<()> = Mutex::const_new(());
 
 /// A RabbitMQ node of one test's own. It ends with this value; its data too.
 pub struct Node {

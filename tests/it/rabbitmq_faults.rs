@@ -24,6 +24,8 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use super::breakable::TURN;
+
 static ASKS: Queue = Queue { name: "asks", style: Style::Ask, single_active: false };
 static WORK: Queue = Queue { name: "work", style: Style::Durable, single_active: false };
 static TOPOLOGY: Topology =
@@ -45,8 +47,6 @@ struct Node {
 
 /// The node lives while a story has it or waits for it.
 static NODE: Mutex<Weak<Node>> = Mutex::new(Weak::new());
-/// Stories take turns.
-static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 impl Node {
     /// Waits for the story's turn. The node runs.

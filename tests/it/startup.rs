@@ -5,8 +5,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
-use super::bridge::rabbitmq_url;
-use super::spawned::{PATIENCE, Role, closed_port};
+use defender_bridge::simulator::Fault;
+use defender_bridge::simulator::scenario::C2_ADDRESS;
+
+use super::bridge::{client, demo_token, observable_list, rabbitmq_url};
+use super::spawned::{PATIENCE, Role, closed_port, simulator};
 
 const PASSWORD: &str = "pl4nted-broker-password";
 
@@ -71,6 +74,29 @@ async fn a_second_serve_on_the_same_file_is_refused() {
     // The first one left nothing behind that keeps others out.
     let mut third = Role::new("serve").sqlite(&file).start().await;
     third.stop().await;
+}
+
+#[tokio::test]
+async fn a_serve_that_was_killed_at_work_starts_again_on_its_file() {
+    let simulator = simulator().await;
+    let folder = tempfile::tempdir().unwrap();
+    let role = || Role::new("serve").sqlite(&folder.path().join("queue.sqlite")).upstream(&simulator.url());
+    let mut first = role().start().await;
+    simulator.control().fail_next("token", Fault::Hang, 100);
+    let url = first.url("/observe/observables");
+    let caller = tokio::spawn(async move {
+        client().post(url).bearer_auth(demo_token()).json(&observable_list(&[("ip", C2_ADDRESS)])).send().await
+    });
+    first.reaches("bridge_jobs_in_hands", 1.0).await;
+    first.signal("-KILL");
+    assert!(!first.ends_within(PATIENCE).await.success());
+    assert!(caller.await.unwrap().is_err());
+    simulator.control().clear_faults();
+    let mut second = role().start().await;
+    let answer = second.observe(&[("ip", C2_ADDRESS)]).await;
+    assert_eq!(answer.errors(), []);
+    assert!(!answer.sightings().is_empty());
+    second.stop().await;
 }
 
 #[tokio::test]
