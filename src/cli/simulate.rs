@@ -22,6 +22,9 @@ pub(super) struct SimulateArgs {
     /// Answer without quotas (by default Microsoft's published ones are enforced)
     #[arg(long)]
     no_quota: bool,
+    /// Count requests without keeping them: no list at /_simulator/requests, less time and memory for each
+    #[arg(long)]
+    no_record: bool,
     /// Time that each call takes at least
     #[arg(long, default_value = "0s", value_name = "DURATION")]
     latency: String,
@@ -43,6 +46,9 @@ pub(super) async fn run(args: SimulateArgs, log: &LogArgs) -> anyhow::Result<()>
     let mut settings = Settings { listen: args.listen, latency, ..Settings::default() };
     if args.no_quota {
         settings.quota = None;
+    }
+    if args.no_record {
+        settings.record_limit = 0;
     }
     let simulator = Simulator::start(settings).await.with_context(|| format!("cannot listen on {}", args.listen))?;
     let url = simulator.url();

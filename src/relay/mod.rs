@@ -51,7 +51,12 @@ impl ObserveReply {
             let comma = if errors.is_empty() { "" } else { "," };
             let count = docs.len();
             body.extend_from_slice(format!(r#"{comma}"data":{{"sightings":{{"count":{count},"docs":["#).as_bytes());
-            body.extend_from_slice(docs.join(",").as_bytes());
+            for (position, doc) in docs.into_iter().enumerate() {
+                if position > 0 {
+                    body.push(b',');
+                }
+                body.extend_from_slice(doc.as_bytes());
+            }
             body.extend_from_slice(b"]}}");
         } else if errors.is_empty() {
             body.extend_from_slice(br#""data":{}"#);

@@ -108,8 +108,17 @@ impl Publisher {
 
     fn take(&self, session: &Session) -> Option<Channel> {
         let mut idle = self.idle.lock().expect("nobody panics while holding it");
-        idle.retain(|(number, channel)| *number == session.number && channel.status().connected());
-        idle.pop().map(|(_, channel)| channel)
+        // Those of an earlier session lie at the bottom. The others are looked at only when one is taken: asking each
+        // for its state, every time, costs as many locks as there are channels.
+        if idle.first().is_some_and(|(number, _)| *number != session.number) {
+            idle.retain(|(number, _)| *number == session.number);
+        }
+        while let Some((number, channel)) = idle.pop() {
+            if number == session.number && channel.status().connected() {
+                return Some(channel);
+            }
+        }
+        None
     }
 
     fn put_back(&self, session: &Session, channel: Channel) {

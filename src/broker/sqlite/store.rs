@@ -53,7 +53,6 @@ pub(super) struct Claimed {
     pub attempt: u32,
     pub published: Timestamp,
     pub deadline: Option<Timestamp>,
-    not_before: i64,
 }
 
 /// What is known of a message in hands.
@@ -131,15 +130,16 @@ pub(super) fn count_of(row: &Row<'_>) -> Result<u64> {
 
 // The statements that run with every message; a test looks at their plans.
 
-/// Takes ready messages into hands.
-const CLAIM: &str = "UPDATE messages SET state = 2, claim = :claim
-             WHERE seq IN (
-                 SELECT seq FROM messages AS m
-                 WHERE state = 0 AND queue = :queue AND lane = :lane AND (repeat = 0 OR :synced)
-                   AND (key IS NULL OR NOT EXISTS (
-                       SELECT 1 FROM messages AS held WHERE held.queue = :queue AND held.key = m.key AND held.state = 2))
-                 ORDER BY not_before, seq LIMIT :limit)
-             RETURNING seq, key, not_before, attempt, published, deadline, repeat, id";
+/// Ready messages of a lane, oldest first. Not one `UPDATE ... RETURNING` with [`TAKE`]: that gathers the numbers in a
+/// table of its own, made anew each time, and returns them in no order.
+const READY: &str = "SELECT seq, key, attempt, published, deadline, repeat, id FROM messages AS m
+             WHERE state = 0 AND queue = :queue AND lane = :lane AND (repeat = 0 OR :synced)
+               AND (key IS NULL OR NOT EXISTS (
+                   SELECT 1 FROM messages AS held WHERE held.queue = :queue AND held.key = m.key AND held.state = 2))
+             ORDER BY not_before, seq LIMIT :limit";
+
+/// Takes one into hands.
+const TAKE: &str = "UPDATE messages SET state = 2, claim = ?2 WHERE seq = ?1";
 
 /// Whether a message has to wait for its key.
 const ARRIVING: &str = "SELECT EXISTS (SELECT 1 FROM messages WHERE queue = ?1 AND key = ?2 AND state = 2)
@@ -240,34 +240,33 @@ impl Store<'_> {
     /// Takes up to `limit` ready messages of a lane into hands, oldest first. Messages that must not be handed out
     /// again are taken only if the transaction will be on disk before they are handed over (`synced`).
     pub(super) fn claim(self, queue: &str, lane: Lane, limit: usize, claim: i64, synced: bool) -> Result<Vec<Claimed>> {
-        let mut statement = self.0.prepare_cached(CLAIM)?;
+        let mut statement = self.0.prepare_cached(READY)?;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let parameters = named_params! {
-            ":queue": queue, ":lane": lane_number(lane), ":limit": limit, ":claim": claim, ":synced": synced,
+            ":queue": queue, ":lane": lane_number(lane), ":limit": limit, ":synced": synced,
         };
         let mut claimed = statement
             .query_map(parameters, |row| {
                 Ok(Claimed {
                     hold: Hold { seq: row.get(0)?, claim },
                     message: Message {
-                        id: id_of(row, 7)?,
+                        id: id_of(row, 6)?,
                         lane,
                         key: row.get(1)?,
                         headers: Headers::new(),
                         body: Bytes::new(),
-                        repeat: repeat_of(row.get(6)?),
+                        repeat: repeat_of(row.get(5)?),
                     },
-                    attempt: row.get(3)?,
-                    published: time_of(row.get(4)?),
-                    deadline: row.get::<_, Option<i64>>(5)?.map(time_of),
-                    not_before: row.get(2)?,
+                    attempt: row.get(2)?,
+                    published: time_of(row.get(3)?),
+                    deadline: row.get::<_, Option<i64>>(4)?.map(time_of),
                 })
             })?
             .collect::<Result<Vec<_>>>()?;
-        // The order of RETURNING is undefined.
-        claimed.sort_unstable_by_key(|claimed| (claimed.not_before, claimed.hold.seq));
+        let mut take = self.0.prepare_cached(TAKE)?;
         let mut contents = self.0.prepare_cached("SELECT headers, body FROM contents WHERE seq = ?1")?;
         for claimed in &mut claimed {
+            take.execute([claimed.hold.seq, claim])?;
             let message = &mut claimed.message;
             (message.headers, message.body) = contents.query_row([claimed.hold.seq], |row| {
                 Ok((headers_of(row, 0)?, Bytes::from(row.get::<_, Vec<u8>>(1)?)))
@@ -508,13 +507,30 @@ mod tests {
     fn tables() -> Connection {
         let connection = Connection::open_in_memory().unwrap();
         connection.execute_batch(include_str!("schema.sql")).unwrap();
+        super::super::file::keep_plans(&connection).unwrap();
         connection
+    }
+
+    #[test]
+    fn claiming_never_prepares_its_statement_anew() {
+        let connection = tables();
+        let store = Store(&connection);
+        for queue in ["one", "other", "one"] {
+            let message = Message::new(Bytes::from_static(b"body"));
+            let arrival =
+                Arrival { queue, message: &message, published: 1, not_before: None, deadline: None, asker: None };
+            store.insert(&arrival).unwrap();
+            assert_eq!(store.claim(queue, Lane::Normal, 10, 1, false).unwrap().len(), 1, "{queue}");
+        }
+        let statement = connection.prepare_cached(READY).unwrap();
+        assert_eq!(statement.get_status(rusqlite::StatementStatus::Run), 3);
+        assert_eq!(statement.get_status(rusqlite::StatementStatus::RePrepare), 0);
     }
 
     #[test]
     fn no_statement_on_the_way_of_a_message_scans_a_table() {
         let connection = tables();
-        for statement in [CLAIM, ARRIVING, FREE_KEY, AT_MOST_ONCE, DUE, NEXT_DUE, EXPIRED, HELD] {
+        for statement in [READY, TAKE, ARRIVING, FREE_KEY, AT_MOST_ONCE, DUE, NEXT_DUE, EXPIRED, HELD] {
             let mut explained = connection.prepare(&format!("EXPLAIN QUERY PLAN {statement}")).unwrap();
             let parameters = vec![0; explained.parameter_count()];
             let rows = explained.query_map(rusqlite::params_from_iter(parameters), |row| row.get(3)).unwrap();
@@ -581,6 +597,11 @@ mod tests {
         connection.query_row(&format!("SELECT count(*) FROM {wrong}"), [], |row| row.get(0)).unwrap()
     }
 
+    fn due(connection: &Connection, hold: Hold) -> i64 {
+        let due = "SELECT not_before FROM messages WHERE seq = ?1";
+        connection.query_row(due, [hold.seq], |row| row.get(0)).unwrap()
+    }
+
     fn check(connection: &Connection) {
         let never = [
             "(SELECT 1 FROM messages WHERE state = 2 AND key IS NOT NULL GROUP BY queue, key HAVING count(*) > 1)",
@@ -632,8 +653,8 @@ mod tests {
                         store.expire(now).unwrap();
                         store.promote(now).unwrap();
                         let claimed = store.claim("work", lane, limit, next_claim, true).unwrap();
-                        assert!(claimed.is_sorted_by_key(|claimed| claimed.not_before));
-                        assert!(claimed.iter().all(|claimed| claimed.not_before <= now));
+                        let due: Vec<i64> = claimed.iter().map(|claimed| due(&connection, claimed.hold)).collect();
+                        assert!(due.is_sorted() && due.iter().all(|due| *due <= now), "{due:?} at {now}");
                         holds.extend(claimed.into_iter().map(|claimed| claimed.hold));
                         next_claim += 1;
                     }
