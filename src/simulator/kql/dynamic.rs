@@ -155,7 +155,6 @@ impl<'de> Visitor<'de> for Reader {
 
     fn visit_u64<E>(self, number: u64) -> Result<Dynamic, E> {
         // Past the range of `long` the nearest real is as near as the language gets.
-        #[allow(clippy::cast_precision_loss)]
         Ok(i64::try_from(number).map_or(Dynamic::Real(number as f64), Dynamic::Long))
     }
 

@@ -229,7 +229,6 @@ impl<'a> Lexer<'a> {
         }
         let count: f64 = digits.parse().map_err(|_| Failure::Syntax)?;
         // A tick more or less is all that the detour over a real can cost; past the range the cast saturates.
-        #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
         Ok(Token::Span((count * ticks_per_unit as f64).round() as i64))
     }
 

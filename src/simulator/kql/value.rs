@@ -278,7 +278,6 @@ impl Value {
         match self {
             Self::Int(number) => Some((*number).into()),
             // The nearest real is what the service computes with, too.
-            #[allow(clippy::cast_precision_loss)]
             Self::Long(number) => Some(*number as f64),
             Self::Real(number) => Some(*number),
             _ => None,

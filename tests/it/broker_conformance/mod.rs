@@ -352,5 +352,4 @@ macro_rules! case {
     };
 }
 
-#[allow(unused_imports, reason = "each implementation's file is enabled with its implementation")]
 pub(crate) use {case, conformance, each};

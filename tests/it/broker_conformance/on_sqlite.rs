@@ -79,6 +79,9 @@ impl World for OnSqlite {
     }
 }
 
+/// The case that, told what to do by these variables, is the child of all the others.
+const VICTIMS_CASE: &str = "broker_conformance::on_sqlite::what_a_killed_publisher_was_told_is_there";
+
 /// What the child is told: the file, and what to do with it.
 const CHILD_PATH: &str = "TEST_CHILD_QUEUE";
 const CHILD_TASK: &str = "TEST_CHILD_TASK";
@@ -92,7 +95,7 @@ struct Victim {
 impl Victim {
     fn start(path: &Path, task: &str) -> Self {
         let mut child = Command::new(std::env::current_exe().expect("this binary"))
-            .args(["--exact", "broker_conformance::on_sqlite::the_other_process", "--ignored", "--nocapture"])
+            .args(["--exact", VICTIMS_CASE, "--nocapture"])
             .env(CHILD_PATH, path)
             .env(CHILD_TASK, task)
             .stdout(Stdio::piped())
@@ -132,12 +135,9 @@ fn say(what: &str, id: Uuid) {
     write!(output, "\n@{what} {id}\n").and_then(|()| output.flush()).expect("said");
 }
 
-/// Does what the other cases tell it until they kill it; does nothing when run by hand.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "the other process of other cases"]
-async fn the_other_process() {
-    let (Ok(path), Ok(task)) = (std::env::var(CHILD_PATH), std::env::var(CHILD_TASK)) else { return };
-    let broker = open(Path::new(&path), &TEST_TOPOLOGY).await;
+/// Does what it is told until it is killed.
+async fn be_the_victim(path: &str, task: &str) {
+    let broker = open(Path::new(path), &TEST_TOPOLOGY).await;
     let words: Vec<_> = task.split(' ').collect();
     match words[..] {
         ["work", queue, lane, done, held] => {
@@ -172,6 +172,10 @@ async fn the_other_process() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_killed_publisher_was_told_is_there() {
+    if let (Ok(path), Ok(task)) = (std::env::var(CHILD_PATH), std::env::var(CHILD_TASK)) {
+        be_the_victim(&path, &task).await;
+        panic!("the victim outlived its task");
+    }
     run(async {
         let world = OnSqlite::open(&TEST_TOPOLOGY).await;
         let file = path(&world.folder);

@@ -210,7 +210,6 @@ fn to_long(value: &Value) -> Option<i64> {
     match value.unwrapped() {
         Value::Bool(truth) => Some(truth.into()),
         // The language cuts; the cast saturates past the range.
-        #[allow(clippy::cast_possible_truncation)]
         Value::Real(number) if number.is_finite() => Some(number as i64),
         Value::String(text) => text.trim().parse().ok(),
         other => other.as_long(),
