@@ -72,6 +72,9 @@ pub const BODY_LIMIT_BYTES: usize = 15 * 1024 * 1024;
 /// Cheap to clone; clones share one link. The methods take `&self`, may be called from many tasks at once, and each has
 /// a time limit of its own.
 pub trait Broker: Clone + Send + Sync + 'static {
+    /// What it is called in spans: `messaging.system` of the OpenTelemetry conventions.
+    const SYSTEM: &'static str;
+
     /// Stores `message` durably in `queue`, to be handed out no earlier than `delay` from now.
     ///
     /// # Errors

@@ -201,7 +201,7 @@ impl<B: Broker> Ingress<B> {
         let job = job(sealed);
         message.body = job.encode();
         let id = message.id;
-        let span = propagation::send_span(&job::RELAY, &mut message, job.kind());
+        let span = propagation::send_span(B::SYSTEM, &job::RELAY, &mut message, job.kind());
         let reply = async {
             tokio::select! {
                 reply = self.broker.ask(&job::RELAY, message, deadline) => reply,

@@ -99,14 +99,15 @@ pub fn trace_response(span: &Span) -> Option<http::HeaderValue> {
     })
 }
 
-/// The producer span of a message that is about to be sent; its context is written into the message's headers.
+/// The producer span of a message that is about to be sent through `system` ([`crate::broker::Broker::SYSTEM`]); its context is written into the message's headers.
 #[must_use]
-pub fn send_span(queue: &Queue, message: &mut Message, kind: &'static str) -> Span {
+pub fn send_span(system: &'static str, queue: &Queue, message: &mut Message, kind: &'static str) -> Span {
     let span = tracing::info_span!(
         "send",
         otel.name = format!("send {}", queue.name),
         otel.kind = "producer",
         otel.status_code = Empty,
+        messaging.system = system,
         messaging.operation.name = "send",
         messaging.operation.r#type = "send",
         messaging.destination.name = queue.name,
@@ -124,13 +125,14 @@ pub fn send_span(queue: &Queue, message: &mut Message, kind: &'static str) -> Sp
 
 /// The consumer span of a delivery: child of the span that sent it, and linked to it as the conventions ask.
 #[must_use]
-pub fn process_span(queue: &Queue, delivery: &Delivery, now: jiff::Timestamp) -> Span {
+pub fn process_span(system: &'static str, queue: &Queue, delivery: &Delivery, now: jiff::Timestamp) -> Span {
     let waited = now.duration_since(delivery.published);
     let span = tracing::info_span!(
         "process",
         otel.name = format!("process {}", queue.name),
         otel.kind = "consumer",
         otel.status_code = Empty,
+        messaging.system = system,
         messaging.operation.name = "process",
         messaging.operation.r#type = "process",
         messaging.destination.name = delivery.destination,

@@ -61,7 +61,7 @@ pub async fn run<B: Broker>(
         };
         match delivery {
             Ok(delivery) => {
-                jobs.spawn(work(delivery, context.clone(), shutdown.clone()));
+                jobs.spawn(work(B::SYSTEM, delivery, context.clone(), shutdown.clone()));
             }
             Err(error) => break Err(error),
         }
@@ -78,9 +78,9 @@ async fn next(receiver: &mut Receiver) -> Result<Delivery, BrokerError> {
 }
 
 /// Works one delivery to its settlement.
-async fn work(delivery: Delivery, context: Context, shutdown: Shutdown) {
+async fn work(system: &'static str, delivery: Delivery, context: Context, shutdown: Shutdown) {
     let now = Timestamp::now();
-    let span = propagation::process_span(&job::RELAY, &delivery, now);
+    let span = propagation::process_span(system, &job::RELAY, &delivery, now);
     let waited = Duration::try_from(now.duration_since(delivery.published)).unwrap_or_default();
     let in_hands = context.metrics.job_begins(waited);
     let started = Instant::now();

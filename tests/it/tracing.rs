@@ -113,6 +113,8 @@ async fn follows_one_request(bridge: Bridge) {
     assert_eq!(process.links, [(TRACE.to_owned(), send.id.clone())]);
     assert_eq!(process.get("messaging.operation.type"), "process");
     assert_eq!(process.get("messaging.message.id"), send.get("messaging.message.id"));
+    assert!(["rabbitmq", "sqlite"].contains(&send.get("messaging.system")), "{send:?}");
+    assert_eq!(process.get("messaging.system"), send.get("messaging.system"));
     assert!(!process.get("messaging.destination.name").is_empty());
 
     // Each call that arrived has a span of its own, which it named.

@@ -254,6 +254,8 @@ impl Inner {
 }
 
 impl Broker for RabbitMq {
+    const SYSTEM: &'static str = "rabbitmq";
+
     async fn publish(&self, queue: &Queue, message: Message, delay: Duration) -> Result<(), BrokerError> {
         let inner = &self.inner;
         self.open(async {

@@ -172,6 +172,8 @@ fn take_over(work: &mut Work<'_>, origin: i64) -> rusqlite::Result<Result<(), Br
 }
 
 impl Broker for Sqlite {
+    const SYSTEM: &'static str = "sqlite";
+
     async fn publish(&self, queue: &Queue, message: Message, delay: Duration) -> Result<(), BrokerError> {
         let (queue, limit) = self.known(queue)?;
         message_fits(&message)?;
