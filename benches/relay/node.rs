@@ -61,10 +61,9 @@ impl Private {
         let folder = tempfile::Builder::new().prefix("relay-bench-node-").tempdir()?;
         let ports = [free_port()?, free_port()?, free_port()?];
         let url = format!("amqp://guest:guest@127.0.0.1:{}/%2f", ports[0]);
-        // From here on dropping it stops what has started.
+        run(node(&["start"], folder.path()).args(ports.map(|port| port.to_string())))?;
+        // From here on dropping it stops the node.
         let private = Self { url, folder };
-        let ports = ports.map(|port| port.to_string());
-        run(node(&["start"], private.folder.path()).args(&ports))?;
         run(&mut node(&["wait"], private.folder.path()))?;
         Ok(private)
     }
