@@ -65,7 +65,9 @@ pub fn start(format: LogFormat, verbose: bool, quiet: bool, exporting: bool) -> 
     // them. No setting turns that on: it would not be noticed what the log holds then.
     let guarded = filter_fn(|metadata| {
         *metadata.level() <= LIBRARY_LIMIT || metadata.target().split("::").next() == Some("defender_bridge")
-    });
+    })
+    // Or the filter above would not tell the libraries' own checks which levels are off for good.
+    .with_max_level_hint(LevelFilter::TRACE);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let lines = match format {
         LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
