@@ -179,3 +179,81 @@ async fn step(message: &Message, attempt: u32, deadline: Option<Timestamp>, cont
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use futures_util::future::BoxFuture;
+
+    use super::*;
+    use crate::config::WorkerSettings;
+    use crate::credentials::{Credentials, SealKeys};
+    use crate::defender::{self, Defender, Family, Permits};
+    use crate::outbound::Outbound;
+    use crate::telemetry::metrics::Metrics;
+
+    /// What a defect in a handler would do. No call gets past it, so nothing leaves this process.
+    struct Panics;
+
+    impl Permits for Panics {
+        fn permit<'a>(&'a self, _: &'a str, _: &'a str, _: Family) -> BoxFuture<'a, Result<(), Duration>> {
+            panic!("a defect")
+        }
+    }
+
+    fn keys(secret: &str) -> SealKeys {
+        SealKeys::derive(&[&secret.to_owned().into()])
+    }
+
+    fn context() -> Context {
+        let defender = Defender::new(defender::Settings::default(), Outbound::new().unwrap());
+        let defender = defender.with_permits(Arc::new(Panics));
+        let settings = WorkerSettings::default();
+        Context::new(defender, "https://portal.example", keys("ours").into(), Metrics::default(), &settings)
+    }
+
+    /// A health job that was sealed with the key derived from `secret`.
+    fn health(secret: &str) -> Message {
+        let mut message = Message::new(Bytes::new());
+        let credentials =
+            Credentials { tenant_id: "t.example".into(), client_id: "c".into(), client_secret: "s".to_owned().into() };
+        let credentials = keys(secret).seal(&credentials, message.id).unwrap();
+        message.body = Job::Health(job::Health { credentials }).encode();
+        message
+    }
+
+    fn in_a_minute() -> Option<Timestamp> {
+        Some(Timestamp::now() + Duration::from_secs(60))
+    }
+
+    #[tokio::test]
+    async fn a_job_that_cannot_be_worked_is_answered_at_once_with_e14() {
+        let undecodable = Message::new(Bytes::from_static(b"{\"v\":1,\"job\":\"unheard of\"}"));
+        for (message, attempt, outcome) in [
+            (health("ours"), RELAY_ATTEMPTS + 1, "attempts"),
+            (undecodable, 1, "undecodable"),
+            (health("another deployment's"), 1, "sealed"),
+            (health("ours"), RELAY_ATTEMPTS, "panic"),
+        ] {
+            let worked = step(&message, attempt, in_a_minute(), &context()).await;
+            assert_eq!(worked.outcome, outcome);
+            let reply = failure(&[RelayError::unforeseen()]);
+            assert_eq!(worked.settlement, Settlement::Done { reply: Some(reply) }, "{outcome}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_job_whose_caller_has_gone_is_let_go_without_work() {
+        let worked = step(&health("ours"), 1, Some(Timestamp::now()), &context()).await;
+        assert_eq!(worked.outcome, "expired");
+        assert_eq!(worked.settlement, Settlement::Done { reply: None });
+    }
+
+    #[tokio::test]
+    async fn a_job_of_a_newer_version_is_left_for_a_newer_worker() {
+        let body = format!("{{\"v\":{},\"job\":\"unheard of\"}}", job::VERSION + 1);
+        let worked = step(&Message::new(body.into()), 1, in_a_minute(), &context()).await;
+        assert_eq!(worked.settlement, Settlement::Later { after: NEWER_VERSION_DELAY, body: None });
+    }
+}
