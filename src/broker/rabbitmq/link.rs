@@ -97,6 +97,7 @@ impl Link {
             state: sender,
             stop: stop.clone(),
             attempts: HashMap::new(),
+            answered: false,
         };
         Self { state, stop, task: Mutex::new(Some(tokio::spawn(supervisor.run()))) }
     }
@@ -180,6 +181,8 @@ struct Supervisor {
     stop: CancellationToken,
     /// Unfinished attempts by the node's place in the list.
     attempts: HashMap<usize, (Instant, JoinHandle<lapin::Result<Connection>>)>,
+    /// Whether the last attempt found a broker there.
+    answered: bool,
 }
 
 impl Supervisor {
@@ -189,6 +192,7 @@ impl Supervisor {
         let mut announced = false;
         for turn in (0..self.nodes.len()).cycle() {
             let (role, node) = (self.role, self.nodes[turn].clone());
+            let answered = std::mem::take(&mut self.answered);
             let opened = tokio::select! {
                 () = stop.cancelled() => break,
                 opened = self.open(turn) => opened,
@@ -223,6 +227,10 @@ impl Supervisor {
                         other => other.to_string(),
                     };
                     self.state.send_replace(State::Down { reason, refused });
+                    if self.answered && !answered {
+                        // It is back. Its queues, which it takes up after it has opened its port, soon will be too.
+                        pause = BACKOFF.0;
+                    }
                     tokio::select! {
                         () = stop.cancelled() => break,
                         () = tokio::time::sleep(jittered(pause)) => {}
@@ -253,6 +261,7 @@ impl Supervisor {
                 return Err(BrokerError::Unavailable("no answer to the attempt to connect".to_owned()));
             }
         };
+        self.answered = true;
         let session = Arc::new(Session {
             number: SESSIONS.fetch_add(1, Ordering::Relaxed),
             connection,
