@@ -1,4 +1,4 @@
-//! Brokers that a test may break: a RabbitMQ node of its own, and a cable to any broker.
+//! Brokers that a test may break: a RabbitMQ node of its own, a witness of when a node works, and a cable to any broker.
 
 use std::net::TcpListener as StdListener;
 use std::path::{Path, PathBuf};
@@ -6,12 +6,16 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Confirmation, Connection, ConnectionProperties};
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Mutex;
 use tokio::task::{JoinHandle, JoinSet, spawn_blocking};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use url::Url;
+use uuid::Uuid;
 
 /// Stories that load the machine with several processes, or ask how soon something is back, take turns.
 pub static TURN: Mutex<()> = Mutex::const_new(());
@@ -94,6 +98,90 @@ fn free_ports() -> [u16; 3] {
     let start = 12_000 + process + CALLS.fetch_add(1, Ordering::Relaxed) * 100;
     let mut free = (start..24_000).filter(|port| StdListener::bind(("127.0.0.1", *port)).is_ok());
     [(); 3].map(|()| free.next().expect("a free port"))
+}
+
+/// The longest a witness waits, for the broker's disk or for the broker.
+const WITNESS_PATIENCE: Duration = Duration::from_secs(90);
+/// The longest one look of a witness takes; a node that is just starting may swallow what it was sent.
+const LOOK_LIMIT: Duration = Duration::from_secs(5);
+/// Between two looks.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
+
+/// Says when a node may be killed, and when it works again. It has queues of its own there, one of each kind that the
+/// product uses, and shares no code with the product: what the broker itself needs until its queues work, some time
+/// after its port has opened, is not the product's.
+pub struct Witness {
+    url: String,
+    queues: [(String, &'static str); 3],
+}
+
+impl Witness {
+    /// Declares the queues, and waits until SIGKILL costs the node neither these nor any declared before them.
+    ///
+    /// A node has the directory of its quorum queues and streams in a file that RabbitMQ before 4.0 writes only when
+    /// there was nothing new for half a second (rabbitmq/ra#443). Killed before, it never finds the newest again: they
+    /// are "down or inaccessible", or take no message, until they are deleted.
+    pub async fn at(url: &str, folder: &Path) -> Self {
+        let id = Uuid::now_v7().simple();
+        let queues = ["classic", "quorum", "stream"].map(|kind| (format!("witness-{id}-{kind}"), kind));
+        let witness = Self { url: url.to_owned(), queues };
+        witness.look().await.expect("the node works");
+        let quorum = &witness.queues[1].0;
+        let written = timeout(WITNESS_PATIENCE, async {
+            while !holds(folder, "quorum", quorum) || !holds(folder, "coordination", "rabbit_stream_coordinator") {
+                sleep(LOOK_PAUSE).await;
+            }
+        });
+        written.await.expect("the node writes down which queues it has");
+        witness
+    }
+
+    /// Waits until every queue stores a message.
+    pub async fn sees_it_work(&self) {
+        let works = timeout(WITNESS_PATIENCE, async {
+            while !matches!(timeout(LOOK_LIMIT, self.look()).await, Ok(Ok(()))) {
+                sleep(LOOK_PAUSE).await;
+            }
+        });
+        works.await.expect("the broker works again");
+    }
+
+    async fn look(&self) -> Result<(), String> {
+        let connection = Connection::connect(&self.url, ConnectionProperties::default()).await;
+        let connection = connection.map_err(|error| error.to_string())?;
+        for (name, kind) in &self.queues {
+            let stored = store(&connection, name, kind).await;
+            match stored {
+                Ok(Confirmation::Ack(None)) => {}
+                other => return Err(format!("{name}: {other:?}")),
+            }
+        }
+        let _ = connection.close(200, "seen".into()).await;
+        Ok(())
+    }
+}
+
+async fn store(connection: &Connection, name: &str, kind: &str) -> lapin::Result<Confirmation> {
+    let channel = connection.create_channel().await?;
+    channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString(kind.into()));
+    channel.queue_declare(name.into(), QueueDeclareOptions::durable(), arguments).await?;
+    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    let properties = BasicProperties::default().with_delivery_mode(2);
+    channel.basic_publish("".into(), name.into(), options, b"seen", properties).await?.await
+}
+
+/// Whether the node's directory of this kind of queues, as it is on disk, holds a name.
+fn holds(folder: &Path, kind: &str, name: &str) -> bool {
+    let entries = |folder: &Path| std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    // BASE/NAME/mnesia/NODE/KIND/NODE/names.dets; one node a folder.
+    let databases = entries(folder).flat_map(|node| entries(&node.join("mnesia")).collect::<Vec<_>>());
+    let directories = databases.flat_map(|database| entries(&database.join(kind)).collect::<Vec<_>>());
+    directories.map(|directory| directory.join("names.dets")).any(|file| {
+        let bytes = std::fs::read(file).unwrap_or_default();
+        bytes.windows(name.len()).any(|window| window == name.as_bytes())
+    })
 }
 
 /// A relay of bytes on the loopback between a link and its broker. Cut, it says nothing in parting, and nobody connects

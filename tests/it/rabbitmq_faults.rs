@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::breakable::TURN;
+use super::breakable::{TURN, Witness};
 
 static ASKS: Queue = Queue { name: "asks", style: Style::Ask, single_active: false };
 static WORK: Queue = Queue { name: "work", style: Style::Durable, single_active: false };
@@ -36,7 +36,7 @@ static NARROW: Topology = Topology { queues: &[WORK], retained: &[], ask_limit: 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// What a busy machine may add to a limit of the service.
 const SLACK: Duration = Duration::from_secs(3);
-/// How soon the service is back after its broker.
+/// How soon the service is back after its broker, counted from when the broker works, as a [`Witness`] sees it.
 const BACK_WITHIN: Duration = Duration::from_secs(5);
 
 /// A node that may be broken.
@@ -103,6 +103,11 @@ impl Node {
         assert!(Command::new("kill").args([signal, pid.trim()]).status().expect("kill runs").success());
     }
 
+    /// Its witness; all that was declared before can be broken from here on.
+    async fn witness(&self) -> Witness {
+        Witness::at(&self.url(), self.base.path()).await
+    }
+
     /// With a heartbeat that notices a frozen broker within some seconds.
     fn url(&self) -> String {
         format!("amqp://127.0.0.1:{}/%2f?heartbeat=2", self.ports[0])
@@ -155,6 +160,7 @@ fn in_time(after: Duration) -> Timestamp {
 struct Load {
     ingress: RabbitMq,
     worker: RabbitMq,
+    witness: Witness,
     seen: Arc<Seen>,
     tasks: JoinSet<()>,
 }
@@ -195,7 +201,8 @@ impl Load {
                 tokio::spawn(delivery.settle(Settlement::Done { reply }));
             }
         });
-        let load = Self { ingress, worker, seen, tasks };
+        let witness = node.witness().await;
+        let load = Self { ingress, worker, witness, seen, tasks };
         load.goes_on().await;
         load
     }
@@ -236,8 +243,9 @@ impl Load {
         .expect("errors are seen");
     }
 
-    /// The broker is back: so is the service, soon.
+    /// Once the broker is back, so is the service, soon.
     async fn is_back(&self) {
+        self.witness.sees_it_work().await;
         timeout(BACK_WITHIN, async {
             while self.ingress.publish(&WORK, text("back?"), Duration::ZERO).await.is_err()
                 || self.ingress.ask(&ASKS, text("back?"), in_time(BACK_WITHIN)).await.is_err()
@@ -409,6 +417,7 @@ async fn an_ask_under_way_is_repeated_after_a_restart_unless_it_may_not_be() {
     let first = timeout(PATIENCE, asks.next()).await.expect("a delivery").unwrap();
     let once = ask(Message { repeat: Repeat::AtMostOnce, ..text("isolate") });
     let second = timeout(PATIENCE, asks.next()).await.expect("a delivery").unwrap();
+    node.witness().await;
     node.command("kill", &[]).await;
     let outcome = timeout(PATIENCE, once).await.expect("told at once").unwrap();
     assert!(matches!(outcome, Err(BrokerError::Unknown(_))), "{outcome:?}");
@@ -432,6 +441,7 @@ async fn a_memory_alarm_refuses_what_is_new_while_settling_goes_on() {
         ingress.publish(&WORK, text(&n.to_string()), Duration::ZERO).await.unwrap();
     }
     let mut work = worker.receive(&WORK, Lane::Normal, 4).await.unwrap();
+    let witness = node.witness().await;
     node.command("ctl", &["set_vm_memory_high_watermark", "0"]).await;
 
     // The broker says so only once it sees a publish; from then on refusals are immediate.
@@ -458,6 +468,7 @@ async fn a_memory_alarm_refuses_what_is_new_while_settling_goes_on() {
     }
 
     node.command("ctl", &["set_vm_memory_high_watermark", "0.8"]).await;
+    witness.sees_it_work().await;
     timeout(BACK_WITHIN, async {
         while ingress.publish(&WORK, text("again"), Duration::ZERO).await.is_err() {
             tokio::time::sleep(Duration::from_millis(20)).await;
