@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
 use super::answer::{Answer, PLAIN_JSON};
+use super::cognito;
 use super::control::{Control, Resource};
 use super::data::Data;
 use super::faults::{Fault, Matcher};
@@ -77,6 +78,9 @@ fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> R
 
 /// Answers a control call; `path` follows `/_simulator`.
 pub(super) fn answer(world: &Arc<World>, method: &Method, path: &str, uri: &Uri, body: &[u8]) -> Answer {
+    if let Some(path) = path.strip_prefix("/cognito/") {
+        return cognito::admin::answer(world, method, path, uri, body);
+    }
     let control = Control(Arc::clone(world));
     let done = match (method.as_str(), path) {
         ("GET", "/health") => Ok(json!({"status": "ok", "now": control.now(), "requests": control.total()})),
@@ -97,13 +101,23 @@ pub(super) fn answer(world: &Arc<World>, method: &Method, path: &str, uri: &Uri,
         ("PUT", "/clock") => parsed::<NewClock>(body).and_then(|new| done(|| control.set_clock(new.now))),
         ("PUT", "/settings") => parsed(body).and_then(|new| change_settings(&control, new)),
         ("POST", "/reset") => done(|| control.reset()),
+        (_, path) if path == "/actions" || path.starts_with("/actions/") => {
+            match super::actions::admin(&control, method, path.trim_start_matches("/actions"), uri, body) {
+                Some(done) => done,
+                None => return no_such_control(),
+            }
+        }
         ("PUT", path) if path.starts_with("/data/") => put_data(&control, path.trim_start_matches("/data/"), body),
-        _ => return Answer::json(404, PLAIN_JSON, &json!({"error": "the simulator has no such control"})),
+        _ => return no_such_control(),
     };
     match done {
         Ok(body) => Answer::json(200, PLAIN_JSON, &body),
         Err(error) => Answer::json(400, PLAIN_JSON, &json!({"error": error})),
     }
+}
+
+fn no_such_control() -> Answer {
+    Answer::json(404, PLAIN_JSON, &json!({"error": "the simulator has no such control"}))
 }
 
 /// Does what cannot fail.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::Value;
 
+use super::cognito::Brain;
 use super::data::{Data, Row};
 use super::faults::{Fault, Matcher};
 use super::kql::InsertError;
@@ -31,8 +32,14 @@ pub enum Resource {
 pub struct Control(pub(super) Arc<World>);
 
 impl Control {
-    /// How many calls there were. `route` is a name (`token`, `alerts`, `files`, `machines`, `hunting`,
-    /// `exposureScore`, `retired`, `unknown`) or a route's template (`files/{id}/alerts`, `machines/{id}`, ...).
+    /// The brain of Vectra Cognito.
+    pub fn brain(&self) -> Brain {
+        Brain(Arc::clone(&self.0))
+    }
+
+    /// How many calls there were. `route` is a name (`token`, `alerts`, `files`, `machines`, `actions`, `machineactions`,
+    /// `hunting`, `exposureScore`, `cognito`, `cognito-token`, `retired`, `unknown`) or a route's template
+    /// (`files/{id}/alerts`, `machines/{id}`, `tagging/host/{id}`, ...).
     pub fn calls(&self, route: &str) -> u64 {
         self.0.recorder.calls(None, route)
     }

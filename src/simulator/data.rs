@@ -3,7 +3,7 @@
 //! Alerts and machines are kept as the JSON that REST sends. The hunting tables `AlertInfo`, `AlertEvidence` and
 //! `DeviceInfo` are derived from them here, so that the two sides of the service cannot contradict each other.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
@@ -24,6 +24,9 @@ pub(super) const NETWORK_EVENTS: &str = "DeviceNetworkEvents";
 /// The hunting table of file events.
 pub(super) const FILE_EVENTS: &str = "DeviceFileEvents";
 
+/// The hunting table of network adapters.
+const ADAPTERS: &str = "DeviceNetworkInfo";
+
 /// The data of one tenant. Built member by member; later members do not replace earlier ones.
 #[derive(Debug, Clone)]
 pub struct Data {
@@ -32,6 +35,14 @@ pub struct Data {
     files: HashMap<String, Arc<Value>>,
     machines: Vec<Value>,
     machine_ids: HashMap<String, usize>,
+    /// By name in lower case.
+    machine_names: BTreeMap<String, Vec<usize>>,
+    /// By the addresses that REST shows of them.
+    machine_addresses: HashMap<IpAddr, Vec<usize>>,
+    /// Which device's adapter reported an address, and when.
+    adapter_addresses: HashMap<IpAddr, Vec<(Timestamp, String)>>,
+    /// By the machine's id, as the alert has it.
+    machine_alerts: HashMap<String, Vec<usize>>,
     tables: Database,
 }
 
@@ -46,6 +57,10 @@ impl Default for Data {
             files: HashMap::new(),
             machines: Vec::new(),
             machine_ids: HashMap::new(),
+            machine_names: BTreeMap::new(),
+            machine_addresses: HashMap::new(),
+            adapter_addresses: HashMap::new(),
+            machine_alerts: HashMap::new(),
             tables: EMPTY.clone(),
         }
     }
@@ -73,6 +88,9 @@ impl Data {
         for row in alert_evidence(&alert) {
             self.add_row("AlertEvidence", row)?;
         }
+        if let Some(machine) = alert["machineId"].as_str() {
+            self.machine_alerts.entry(machine.to_owned()).or_default().push(index);
+        }
         self.alerts.push(alert);
         Ok(())
     }
@@ -95,8 +113,17 @@ impl Data {
         if inventory {
             self.add_row("DeviceInfo", device_info(&machine))?;
         }
+        let place = self.machines.len();
         if let Some(id) = machine["id"].as_str() {
-            self.machine_ids.insert(id.to_ascii_lowercase(), self.machines.len());
+            self.machine_ids.insert(id.to_ascii_lowercase(), place);
+        }
+        if let Some(name) = machine["computerDnsName"].as_str() {
+            self.machine_names.entry(name.to_ascii_lowercase()).or_default().push(place);
+        }
+        for entry in array(&machine["ipAddresses"]) {
+            if let Some(address) = entry["ipAddress"].as_str().and_then(|text| text.parse().ok()) {
+                self.machine_addresses.entry(address).or_default().push(place);
+            }
         }
         self.machines.push(machine);
         Ok(())
@@ -114,7 +141,26 @@ impl Data {
                 value => (column, value),
             })
             .collect();
-        self.tables.insert_json(table, &row)
+        self.tables.insert_json(table, &row)?;
+        if table == ADAPTERS {
+            self.note_addresses(&row);
+        }
+        Ok(())
+    }
+
+    /// Remembers who reported the addresses of a row of [`ADAPTERS`].
+    fn note_addresses(&mut self, row: &Row) {
+        let text = |column: &str| row.get(column).and_then(Value::as_str);
+        let (Some(device), Some(seen)) = (text("DeviceId"), text("Timestamp").and_then(|time| time.parse().ok()))
+        else {
+            return;
+        };
+        let list: Value = text("IPAddresses").and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+        for entry in array(&list) {
+            if let Some(address) = entry["IPAddress"].as_str().and_then(|text| text.parse().ok()) {
+                self.adapter_addresses.entry(address).or_default().push((seen, device.to_owned()));
+            }
+        }
     }
 
     /// Adds an event to the table its columns belong to: `RemoteIP` or `RemoteUrl` makes it a network event, anything
@@ -152,7 +198,7 @@ impl Data {
         row.insert("NetworkAdapterType".to_owned(), "Ethernet".into());
         row.insert("NetworkAdapterStatus".to_owned(), "Up".into());
         row.insert("IPAddresses".to_owned(), Value::Array(addresses));
-        self.add_row("DeviceNetworkInfo", row)
+        self.add_row(ADAPTERS, row)
     }
 
     /// Reads a worked example: `{"observable": {type, value}, "defender": {alerts, hunting_events, files, machines,
@@ -250,13 +296,47 @@ impl Data {
 
     /// A machine by its id, or by its name as the service also allows.
     pub fn machine(&self, id_or_name: &str) -> Option<&Value> {
-        let wanted = id_or_name.to_ascii_lowercase();
-        let by_id = self.machine_ids.get(&wanted).and_then(|&index| self.machines.get(index));
-        by_id.or_else(|| {
-            self.machines.iter().find(|machine| {
-                machine["computerDnsName"].as_str().is_some_and(|name| name.eq_ignore_ascii_case(&wanted))
-            })
-        })
+        let place = self.machine_place(id_or_name).or_else(|| self.machines_named(id_or_name).first().copied());
+        self.machines.get(place?)
+    }
+
+    /// Where in [`Data::machines`] the one of this id is.
+    pub(super) fn machine_place(&self, id: &str) -> Option<usize> {
+        self.machine_ids.get(&id.to_ascii_lowercase()).copied()
+    }
+
+    /// Where in [`Data::machines`] those of this name are, in any case.
+    pub(super) fn machines_named(&self, name: &str) -> Vec<usize> {
+        self.machine_names.get(&name.to_ascii_lowercase()).cloned().unwrap_or_default()
+    }
+
+    /// Where in [`Data::machines`] those are whose name begins like this, in any case.
+    pub(super) fn machines_with_prefix(&self, prefix: &str) -> Vec<usize> {
+        let prefix = prefix.to_ascii_lowercase();
+        let from = self.machine_names.range(prefix.clone()..);
+        let mut places: Vec<usize> =
+            from.take_while(|(name, _)| name.starts_with(&prefix)).flat_map(|(_, places)| places).copied().collect();
+        places.sort_unstable();
+        places
+    }
+
+    /// The machines that had this address at a time that `near` accepts: REST shows it and their last report is near, or
+    /// an adapter of theirs reported it.
+    pub(super) fn machines_at(&self, address: IpAddr, near: impl Fn(Timestamp) -> bool) -> Vec<&Value> {
+        let shown = self.machine_addresses.get(&address).into_iter().flatten().copied().filter(|&place| {
+            self.machines[place]["lastSeen"].as_str().and_then(|time| time.parse().ok()).is_some_and(&near)
+        });
+        let reports = self.adapter_addresses.get(&address).into_iter().flatten();
+        let reported = reports.filter(|(seen, _)| near(*seen)).filter_map(|(_, device)| self.machine_place(device));
+        let mut places: Vec<usize> = shown.chain(reported).collect();
+        places.sort_unstable();
+        places.dedup();
+        places.into_iter().map(|place| &self.machines[place]).collect()
+    }
+
+    /// The alerts of the machine with this id.
+    pub(super) fn alerts_of_machine(&self, id: &str) -> Vec<&Value> {
+        self.machine_alerts.get(id).into_iter().flatten().map(|&index| &self.alerts[index]).collect()
     }
 
     /// A hunting table, if the schema has it.

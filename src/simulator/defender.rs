@@ -1,7 +1,8 @@
-//! Defender for Endpoint's REST API (`defender.md` 5), the reading part: files, alerts, machines, exposure score.
+//! Defender for Endpoint's REST API (`defender.md` 5): files, alerts, machines, exposure score; machine actions are
+//! beside it in `actions`.
 //!
-//! Refusals come in the service's order: token, audience, script, quota, role, then the request itself. Routes that
-//! write are unknown so far and answer 404.
+//! Refusals come in the service's order: token, audience, script, quota, role, then the request itself. Indicators and
+//! the other actions are unknown so far and answer 404.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -10,11 +11,11 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::actions::{self, ActionKind};
 use super::answer::{Answer, DEFENDER_JSON};
 use super::data::Data;
 use super::entra::DEFENDER_RESOURCES;
-use super::kql::Table;
-use super::odata::{Filter, Kind, Options, Properties};
+use super::odata::{Filter, Kind, Lookup, Options, Properties};
 use super::request::{Incoming, encode};
 use super::world::World;
 
@@ -63,6 +64,9 @@ const ALERT_ROLES: &[&str] = &["Alert.Read.All", "Alert.ReadWrite.All"];
 const MACHINE_ROLES: &[&str] = &["Machine.Read.All", "Machine.ReadWrite.All"];
 const FILE_ROLES: &[&str] = &["File.Read.All"];
 const SCORE_ROLES: &[&str] = &["Score.Read.All"];
+const ISOLATE_ROLES: &[&str] = &["Machine.Isolate"];
+const CANCEL_ROLES: &[&str] =
+    &["Machine.Isolate", "Machine.RestrictExecution", "Machine.Scan", "Machine.CollectForensics"];
 
 /// A route with what its path holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +81,10 @@ pub(super) enum Endpoint {
     Machine(String),
     MachineAlerts(String),
     FindByIp(String),
+    Post(ActionKind, String),
+    Actions,
+    Action(String),
+    Cancel(String),
     ExposureScore,
     /// The hunting calls that Microsoft retires.
     Retired(&'static str),
@@ -101,10 +109,17 @@ impl Endpoint {
             ["machines", call] if call.starts_with("findbyip(") => Self::FindByIp((*call).to_owned()),
             ["machines", id] => Self::Machine((*id).to_owned()),
             ["machines", id, "alerts"] => Self::MachineAlerts((*id).to_owned()),
+            ["machines", id, "isolate"] => Self::Post(ActionKind::Isolate, (*id).to_owned()),
+            ["machines", id, "unisolate"] => Self::Post(ActionKind::Unisolate, (*id).to_owned()),
+            ["machineactions"] => Self::Actions,
+            ["machineactions", id] => Self::Action((*id).to_owned()),
+            ["machineactions", id, "cancel"] => Self::Cancel((*id).to_owned()),
             ["exposureScore"] => Self::ExposureScore,
             _ => return Self::Unknown,
         };
-        if *method == Method::GET { endpoint } else { Self::WrongMethod }
+        let writes = matches!(endpoint, Self::Post(..) | Self::Cancel(_));
+        let right = if writes { Method::POST } else { Method::GET };
+        if *method == right { endpoint } else { Self::WrongMethod }
     }
 
     /// The name its calls are counted under.
@@ -118,6 +133,8 @@ impl Endpoint {
             | Self::Alert(_)
             | Self::MachineAlerts(_) => "alerts",
             Self::Machines | Self::Machine(_) | Self::FindByIp(_) => "machines",
+            Self::Post(..) | Self::Cancel(_) => "actions",
+            Self::Actions | Self::Action(_) => "machineactions",
             Self::ExposureScore => "exposureScore",
             Self::Retired(_) => "retired",
             Self::WrongMethod | Self::Unknown => "unknown",
@@ -137,6 +154,11 @@ impl Endpoint {
             Self::Machine(_) => "machines/{id}",
             Self::MachineAlerts(_) => "machines/{id}/alerts",
             Self::FindByIp(_) => "machines/findbyip",
+            Self::Post(ActionKind::Isolate, _) => "machines/{id}/isolate",
+            Self::Post(ActionKind::Unisolate, _) => "machines/{id}/unisolate",
+            Self::Actions => "machineactions",
+            Self::Action(_) => "machineactions/{id}",
+            Self::Cancel(_) => "machineactions/{id}/cancel",
             Self::ExposureScore => "exposureScore",
             Self::Retired(template) => template,
             Self::WrongMethod | Self::Unknown => "unknown",
@@ -154,9 +176,11 @@ impl Endpoint {
     /// The roles of which one is needed (`defender.md` 8).
     fn roles(&self) -> &'static [&'static str] {
         match self.name() {
+            _ if matches!(self, Self::Cancel(_)) => CANCEL_ROLES,
             "files" => FILE_ROLES,
             "alerts" => ALERT_ROLES,
-            "machines" => MACHINE_ROLES,
+            "machines" | "machineactions" => MACHINE_ROLES,
+            "actions" => ISOLATE_ROLES,
             "exposureScore" => SCORE_ROLES,
             _ => &[],
         }
@@ -206,23 +230,24 @@ pub(super) fn answer(world: &World, endpoint: &Endpoint, request: &Incoming) -> 
             .alerts()
             .iter()
             .find(|alert| alert["id"] == **id)
-            .map(|alert| entity("Alerts", alert))
+            .map(|alert| entity(200, "Alerts", alert))
             .ok_or_else(|| not_found("Alert", id)),
         Endpoint::Machines => machines(world, request, &data),
         Endpoint::Machine(id) => {
-            data.machine(id).map(|machine| entity("Machines", machine)).ok_or_else(|| not_found("Machine", id))
+            data.machine(id).map(|machine| entity(200, "Machines", machine)).ok_or_else(|| not_found("Machine", id))
         }
         Endpoint::MachineAlerts(id) => match data.machine(id) {
-            Some(machine) => {
-                let of_machine = data.alerts().iter().filter(|alert| alert["machineId"] == machine["id"]).collect();
-                alerts(world, request, of_machine)
-            }
+            Some(machine) => alerts(world, request, data.alerts_of_machine(machine["id"].as_str().unwrap_or_default())),
             None => Err(not_found("Machine", id)),
         },
         Endpoint::FindByIp(call) => find_by_ip(&data, call, world.clock.now()),
+        Endpoint::Post(kind, id) => actions::post(world, request, caller, &data, *kind, id),
+        Endpoint::Actions => actions::actions(world, request, caller),
+        Endpoint::Action(id) => actions::action(world, caller, id),
+        Endpoint::Cancel(id) => actions::cancel(world, request, caller, id),
         Endpoint::ExposureScore => {
             let time = world.clock.now().to_string();
-            Ok(entity("ExposureScore", &json!({"time": time, "score": 33.491_554_051_195_706_f64})))
+            Ok(entity(200, "ExposureScore", &json!({"time": time, "score": 33.491_554_051_195_706_f64})))
         }
         Endpoint::Retired(_) => {
             Err(error(410, "Gone", "This API has been retired. Use the Microsoft Graph security API (simulated)."))
@@ -249,16 +274,16 @@ pub(super) fn fault(status: u16) -> Answer {
     }
 }
 
-fn error(status: u16, code: &str, message: &str) -> Answer {
+pub(super) fn error(status: u16, code: &str, message: &str) -> Answer {
     let body = json!({"error": {"code": code, "message": message, "target": Uuid::now_v7().to_string()}});
     Answer::json(status, DEFENDER_JSON, &body)
 }
 
-fn not_found(what: &str, id: &str) -> Answer {
+pub(super) fn not_found(what: &str, id: &str) -> Answer {
     error(404, "ResourceNotFound", &format!("{what} {id} was not found"))
 }
 
-fn odata_error(detail: &str) -> Answer {
+pub(super) fn odata_error(detail: &str) -> Answer {
     error(400, "ODataError", detail)
 }
 
@@ -266,7 +291,7 @@ fn file(data: &Data, id: &str) -> Result<Answer, Answer> {
     if !(is_hex(id, 40) || is_hex(id, 64)) {
         return Err(error(400, "InvalidHashValue", &format!("Hash value '{id}' is not valid (simulated).")));
     }
-    data.file(&id.to_ascii_lowercase()).map(|file| entity("Files", file)).ok_or_else(|| not_found("File", id))
+    data.file(&id.to_ascii_lowercase()).map(|file| entity(200, "Files", file)).ok_or_else(|| not_found("File", id))
 }
 
 fn is_hex(text: &str, length: usize) -> bool {
@@ -305,30 +330,33 @@ fn address(text: &str) -> Result<Ipv4Addr, Answer> {
     text.parse().map_err(|_| error(400, "InvalidIpAddress", &format!("IP address '{text}' is not valid (simulated).")))
 }
 
-fn entity(set: &str, value: &Value) -> Answer {
+/// One entity of that set.
+pub(super) fn entity(status: u16, set: &str, value: &Value) -> Answer {
     let mut body = value.clone();
     body["@odata.context"] = json!(format!("{CONTEXT}{set}/$entity"));
-    Answer::json(200, DEFENDER_JSON, &body)
+    Answer::json(status, DEFENDER_JSON, &body)
 }
 
 fn alerts(world: &World, request: &Incoming, alerts: Vec<&Value>) -> Result<Answer, Answer> {
     // These routes take paging, but nothing is documented to filter them by.
     let options = Options::read(&request.query, &[], false).map_err(|detail| odata_error(&detail))?;
-    Ok(list(world, request, "Alerts", &options, alerts.into_iter().cloned().collect()))
+    Ok(page(world, request, "Alerts", &options, &alerts, Value::clone))
 }
 
 /// Newest first; without `$expand=evidence` the evidence stays out (`defender.md` 5.5).
 fn all_alerts(world: &World, request: &Incoming, data: &Data) -> Result<Answer, Answer> {
     let options = Options::read(&request.query, ALERT_PROPERTIES, true).map_err(|detail| odata_error(&detail))?;
-    let mut found = filtered(data.alerts(), options.filter.as_ref());
+    let passes = |alert: &&Value| options.filter.as_ref().is_none_or(|filter| filter.passes(alert));
+    let mut found: Vec<&Value> = data.alerts().iter().filter(passes).collect();
     let created = |alert: &Value| alert["alertCreationTime"].as_str().and_then(|time| time.parse::<Timestamp>().ok());
     found.sort_by_key(|alert| std::cmp::Reverse(created(alert)));
-    if !options.expand_evidence {
-        for alert in &mut found {
+    Ok(page(world, request, "Alerts", &options, &found, |alert| {
+        let mut alert = alert.clone();
+        if !options.expand_evidence {
             alert["evidence"] = json!([]);
         }
-    }
-    Ok(list(world, request, "Alerts", &options, found))
+        alert
+    }))
 }
 
 /// A tenant without machines answers 404; a filter that no machine passes gives an empty list (`defender.md` 5.7).
@@ -337,15 +365,35 @@ fn machines(world: &World, request: &Incoming, data: &Data) -> Result<Answer, An
     if data.machines().is_empty() {
         return Err(error(404, "NotFound", "No machines were found (simulated)."));
     }
-    Ok(list(world, request, "Machines", &options, filtered(data.machines(), options.filter.as_ref())))
+    Ok(page(world, request, "Machines", &options, &machines_that_pass(data, options.filter.as_ref()), Value::clone))
 }
 
-fn filtered(entries: &[Value], filter: Option<&Filter>) -> Vec<Value> {
-    entries.iter().filter(|entry| filter.is_none_or(|filter| filter.passes(entry))).cloned().collect()
+/// By the indexes of the data where they help: a bulk has thousands of machines.
+fn machines_that_pass<'a>(data: &'a Data, filter: Option<&Filter>) -> Vec<&'a Value> {
+    let passes = |machine: &&Value| filter.is_none_or(|filter| filter.passes(machine));
+    let candidates = filter.and_then(|filter| {
+        filter.candidates(&|property, lookup| match (property, lookup) {
+            ("computerDnsName", Lookup::Is(name)) => Some(data.machines_named(name)),
+            ("computerDnsName", Lookup::StartsWith(name)) => Some(data.machines_with_prefix(name)),
+            ("id", Lookup::Is(id)) => Some(data.machine_place(id).into_iter().collect()),
+            _ => None,
+        })
+    });
+    match candidates {
+        Some(few) => few.iter().filter_map(|&place| data.machines().get(place)).filter(passes).collect(),
+        None => data.machines().iter().filter(passes).collect(),
+    }
 }
 
-/// One page of `entries`, with a link to the next if the page size that was set leaves some over.
-fn list(world: &World, request: &Incoming, set: &str, options: &Options, entries: Vec<Value>) -> Answer {
+/// One page of `entries` as `show` shows them, with a link to the next if the page size that was set leaves some over.
+pub(super) fn page(
+    world: &World,
+    request: &Incoming,
+    set: &str,
+    options: &Options,
+    entries: &[&Value],
+    show: impl Fn(&Value) -> Value,
+) -> Answer {
     let (page_size, foreign) = world.knob(|knobs| (knobs.page_size, knobs.foreign_next_link.clone()));
     let wanted = entries.len().saturating_sub(options.skip).min(options.top.unwrap_or(usize::MAX));
     let size = page_size.unwrap_or(usize::MAX).min(wanted);
@@ -364,7 +412,7 @@ fn list(world: &World, request: &Incoming, set: &str, options: &Options, entries
         let base = foreign.unwrap_or_else(|| request.base());
         body["@odata.nextLink"] = json!(format!("{base}{}?{}", request.uri.path(), query.join("&")));
     }
-    body["value"] = entries.into_iter().skip(options.skip).take(size).collect();
+    body["value"] = entries.iter().skip(options.skip).take(size).map(|entry| show(entry)).collect();
     Answer::json(200, DEFENDER_JSON, &body)
 }
 
@@ -382,46 +430,9 @@ fn find_by_ip(data: &Data, call: &str, now: Timestamp) -> Result<Answer, Answer>
     if now.duration_since(at) > FIND_BY_IP_PAST {
         return Err(error(400, "InvalidInput", "The timestamp lies more than 30 days back (simulated)."));
     }
-    let reported =
-        |id: &Value| data.table("DeviceNetworkInfo").is_some_and(|table| held_address(table, id, wanted, at));
-    let found: Vec<Value> = data
-        .machines()
-        .iter()
-        .filter(|machine| {
-            let last = machine["lastSeen"].as_str().and_then(|time| time.parse().ok());
-            let listed =
-                machine["ipAddresses"].as_array().is_some_and(|list| list.iter().any(|entry| entry["ipAddress"] == ip));
-            let seen = last.is_some_and(|last: Timestamp| last.duration_since(at).abs() <= FIND_BY_IP_REACH);
-            (listed && seen) || reported(&machine["id"])
-        })
-        .cloned()
-        .collect();
+    let found = data.machines_at(wanted, |seen| seen.duration_since(at).abs() <= FIND_BY_IP_REACH);
     let body = json!({"@odata.context": format!("{CONTEXT}Machines"), "value": found});
     Ok(Answer::json(200, DEFENDER_JSON, &body))
-}
-
-/// Whether an adapter of machine `id` reported `wanted` near `at`.
-fn held_address(table: &Table, id: &Value, wanted: IpAddr, at: Timestamp) -> bool {
-    let column = |name: &str| table.columns.iter().position(|(column, _)| column == name);
-    let (Some(device), Some(time), Some(addresses)) = (column("DeviceId"), column("Timestamp"), column("IPAddresses"))
-    else {
-        return false;
-    };
-    table.rows.iter().any(|row| {
-        let near = row[time]
-            .to_json()
-            .as_str()
-            .and_then(|time| time.parse::<Timestamp>().ok())
-            .is_some_and(|time| time.duration_since(at).abs() <= FIND_BY_IP_REACH);
-        let text = row[addresses].to_json();
-        let list: Value = text.as_str().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
-        let holds = list
-            .as_array()
-            .into_iter()
-            .flatten()
-            .any(|entry| entry["IPAddress"].as_str().and_then(|text| text.parse::<IpAddr>().ok()) == Some(wanted));
-        near && holds && row[device].to_json() == *id
-    })
 }
 
 #[cfg(test)]

@@ -66,6 +66,11 @@ pub enum Fault {
         /// How many blanks.
         bytes: u64,
     },
+    /// The call is carried out, and `then` happens to its answer: a write whose outcome the client does not learn.
+    Applied {
+        /// Any other fault; a [`Fault::Slow`] delays the answer of what is done already.
+        then: Box<Fault>,
+    },
     /// A redirect to somewhere else.
     Redirect {
         /// 301, 302, 303, 307 or 308.
@@ -99,6 +104,11 @@ impl Fault {
     /// [`Fault::Cut`] after some bytes of the body.
     pub fn cut_after(bytes: usize) -> Self {
         Self::Cut { after_bytes: Some(bytes) }
+    }
+
+    /// [`Fault::Applied`].
+    pub fn applied(then: Fault) -> Self {
+        Self::Applied { then: Box::new(then) }
     }
 
     /// [`Fault::Cut`] before the answer.
@@ -224,7 +234,7 @@ impl Faults {
 }
 
 /// A small generator of repeatable numbers (SplitMix64). Not for secrets.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Random(pub(super) u64);
 
 impl Random {
@@ -309,6 +319,7 @@ mod tests {
             (r#"{"kind":"throttle","retry_after":3}"#, Fault::throttle(3)),
             (r#"{"kind":"throttle"}"#, Fault::throttle(None)),
             (r#"{"kind":"cut","after_bytes":20}"#, Fault::cut_after(20)),
+            (r#"{"kind":"applied","then":{"kind":"reset"}}"#, Fault::applied(Fault::Reset)),
             (
                 r#"{"kind":"redirect","location":"http://203.0.113.1/"}"#,
                 Fault::Redirect { status: 302, location: "http://203.0.113.1/".into() },

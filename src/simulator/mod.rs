@@ -3,17 +3,19 @@
 //! Nothing here imports the product's clients, models or query builder. A simulator that shared code with what it
 //! checks would agree with every mistake in it.
 //!
-//! One [`Simulator`] serves Entra, Defender for Endpoint and Graph over HTTP under one base URL, as `defender.md`
-//! describes them: it refuses what they refuse (tokens, audiences, roles, malformed hashes, names and queries), counts
-//! quotas, and answers from the data of the caller's tenant. The demo tenant's data tells a story ([`scenario`]) whose
-//! times count back from now. Hunting queries are really evaluated ([`kql`]).
+//! One [`Simulator`] serves Entra, Defender for Endpoint, Graph and Vectra Cognito over HTTP under one base URL, as
+//! `defender.md` and `cognito.md` describe them: it refuses what they refuse (tokens, audiences, roles, malformed hashes,
+//! names and queries), counts quotas, and answers from the data of the caller's tenant. The demo tenant's data tells a
+//! story ([`scenario`]) whose times count back from now. Hunting queries are really evaluated ([`kql`]).
 //!
 //! Where the contract does not know the service's words, the answer's text ends in "(simulated)".
 //!
 //! ```text
 //! POST /{tenant}/oauth2/v2.0/token               Entra      entra.rs
 //! GET  /api/{files,domains,ips,alerts,machines}  Defender   defender.rs
+//!      /api/machineactions, isolate, unisolate   Defender   actions/
 //! POST /v1.0/security/runHuntingQuery            Graph      graph.rs
+//!      /api/v2.x/..., /api/v3.x/...              Cognito    cognito/
 //!      /_simulator/...                           controls   admin.rs
 //! ```
 //!
@@ -34,11 +36,37 @@
 //! | `PUT /_simulator/data/{tenant}` | a worked example ([`Data::from_example`]) or plain data ([`Data::from_json`]) |
 //! | `PUT /_simulator/clock` | `{"now": "2024-03-08T00:00:00Z"}`, or `null` for the real time |
 //! | `PUT /_simulator/settings` | any of `quota` ([`Quota`] or `null`), `latency_ms`, `token_lifetime_seconds`, `page_size`, `foreign_next_link`, `odd_hunting`, `hidden_tables` |
+//! | `GET /_simulator/actions?tenant=T` | how machine actions behave, every [`ActionPost`], and the [`Isolation`] of each machine |
+//! | `PUT /_simulator/actions` | [`ActionBehaviour`]; members that are absent are as in the beginning |
+//! | `PUT /_simulator/actions/machine` | `{"tenant", "machine", "offline": true, "refusal": "os_platform" or null, "outcomes": ["failed"]}`, any of the last three |
+//! | `POST /_simulator/actions/portal` | `{"tenant", "machine", "kind": "Isolate" or "Unisolate", "user"}`: somebody does it in the portal |
+//! | `POST /_simulator/actions/finish` | `{"tenant", "action", "outcome": "succeeded"}`: ends an open action now |
 //! | `POST /_simulator/reset` | back to the start |
+//!
+//! Cognito's are under `/_simulator/cognito`; [`cognito::Brain`] has them all. `actor` and `author` are `analyst.one`
+//! unless said otherwise.
+//!
+//! | call | does |
+//! |---|---|
+//! | `GET /hosts` | the ids of all hosts |
+//! | `GET`, `PUT`, `DELETE /hosts/{id}` | a host as data ([`cognito::Host`]) |
+//! | `GET /hosts/{id}/tags` | its tags, and every write of them with author, old and new list |
+//! | `POST /hosts/{id}/tags` | `{"add": [...], "remove": [...], "actor", "in_gap"}`: as an analyst; with `in_gap` between the next reading and the replacement that follows |
+//! | `POST /tags` | `{"hosts": [...], "tag", "remove", "actor"}`: one tag on many hosts |
+//! | `GET`, `POST /hosts/{id}/notes` | its notes; `{"text", "author"}` |
+//! | `PUT /hosts/{id}/scores` | `{"threat", "certainty", "urgency"}` |
+//! | `GET /undone?prefix=mde:&tag=block` | tags that the API's clients took away or brought back, other than those named |
+//! | `POST /audits` | `{"user", "message", "success"}`: one audit more |
+//! | `GET`, `PUT /behaviour` | any members of [`cognito::Behaviour`] |
+//! | `PUT /token`, `DELETE /tokens` | `{"token"}`: another personal token; no OAuth2 token is good any more |
+//! | `GET`, `PUT /emit` | what became of the events; [`cognito::Emit`] or `null` |
+//! | `POST /bulk` | `{"tenant", "count", "odd_percent", "seed"}`: hosts, with their machines in that tenant |
 
+mod actions;
 mod admin;
 mod answer;
 mod clock;
+pub mod cognito;
 mod connection;
 mod control;
 mod data;
@@ -64,6 +92,10 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
+pub use self::actions::{
+    ActionBehaviour, ActionKind, ActionPost, ActionRefusal, Fate, Isolation, IsolationChange, Outcome, WhenIsolated,
+    WhileOpen,
+};
 pub use self::control::{Control, Resource};
 pub use self::data::{Data, Row};
 pub use self::faults::{Fault, Matcher};
@@ -72,6 +104,7 @@ pub use self::quota::Quota;
 pub use self::recorder::{KEPT_HEADERS, Recorded};
 pub use self::script::Scripted;
 
+use self::cognito::BrainSettings;
 use self::connection::{Breakable, Link};
 use self::scenario::{
     DEMO_CLIENT_ID, DEMO_CLIENT_SECRET, DEMO_TENANT_ID, OTHER_CLIENT_ID, OTHER_CLIENT_SECRET, OTHER_TENANT_ID,
@@ -157,6 +190,8 @@ pub struct Settings {
     pub latency: Duration,
     /// How long tokens are good.
     pub token_lifetime: Duration,
+    /// The brain of Vectra Cognito.
+    pub brain: BrainSettings,
     /// How many requests are kept for [`Control::requests`]; counters are kept in any case.
     pub record_limit: usize,
 }
@@ -175,6 +210,7 @@ impl Default for Settings {
             quota: Some(Quota::default()),
             latency: Duration::ZERO,
             token_lifetime: Duration::from_secs(3_599),
+            brain: BrainSettings::default(),
             record_limit: 10_000,
         }
     }
@@ -206,6 +242,7 @@ impl Simulator {
         let world = Arc::new(World::new(settings));
         let service = server::router(Arc::clone(&world)).into_make_service_with_connect_info::<Link>();
         let stop = world.stop.clone();
+        world.brain.begin(&stop);
         let server = tokio::spawn(async move {
             let serving = axum::serve(Breakable(listener), service).with_graceful_shutdown(stop.cancelled_owned());
             if let Err(error) = serving.await {

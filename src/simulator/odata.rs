@@ -140,6 +140,61 @@ impl Filter {
     }
 }
 
+/// What an index is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lookup<'a> {
+    /// Entries whose property is this text.
+    Is(&'a str),
+    /// Entries whose property begins with this text.
+    StartsWith(&'a str),
+}
+
+/// The places of the entries that a lookup finds, in order, and maybe of some that it should not; `None`: no index tells.
+pub(super) type Index<'a> = &'a dyn Fn(&str, Lookup<'_>) -> Option<Vec<usize>>;
+
+impl Filter {
+    /// The places of the entries that can pass, in order; `None`: any can. A list need only look at these.
+    pub(super) fn candidates(&self, index: Index<'_>) -> Option<Vec<usize>> {
+        let union = |parts: Vec<Vec<usize>>| {
+            let mut all = parts.concat();
+            all.sort_unstable();
+            all.dedup();
+            all
+        };
+        match self {
+            Self::And(a, b) => match (a.candidates(index), b.candidates(index)) {
+                (Some(a), Some(b)) => Some(if a.len() <= b.len() { a } else { b }),
+                (a, b) => a.or(b),
+            },
+            Self::Or(a, b) => Some(union(vec![a.candidates(index)?, b.candidates(index)?])),
+            Self::Compare { property, operator: Operator::Eq, literal: Literal::Text(text) } => {
+                index(property, Lookup::Is(text))
+            }
+            Self::In { property, literals } => {
+                let texts = literals.iter().map(|literal| match literal {
+                    Literal::Text(text) => index(property, Lookup::Is(text)),
+                    _ => None,
+                });
+                texts.collect::<Option<Vec<_>>>().map(union)
+            }
+            Self::Matches { function: Function::StartsWith, property, text } => {
+                index(property, Lookup::StartsWith(text))
+            }
+            Self::Compare { .. } | Self::Matches { .. } | Self::Not(_) => None,
+        }
+    }
+
+    /// Whether there is an `in` in it.
+    pub(super) fn has_in(&self) -> bool {
+        match self {
+            Self::And(a, b) | Self::Or(a, b) => a.has_in() || b.has_in(),
+            Self::Not(inner) => inner.has_in(),
+            Self::In { .. } => true,
+            Self::Compare { .. } | Self::Matches { .. } => false,
+        }
+    }
+}
+
 fn compare(value: &Value, operator: Operator, literal: &Literal) -> bool {
     use std::cmp::Ordering::{Equal, Greater, Less};
     let order = match (value, literal) {
@@ -382,6 +437,38 @@ mod tests {
 
     const MACHINE: Properties =
         &[("name", Kind::Text), ("seen", Kind::Time), ("group", Kind::Number), ("risk", Kind::Text)];
+
+    #[test]
+    fn candidates_are_narrowed_by_indexes_and_lose_nobody() {
+        // Places by name; the other properties have no index.
+        let places = |text: &str| match text {
+            "a" => vec![0, 3],
+            "b" => vec![1],
+            _ => vec![],
+        };
+        let index = |property: &str, lookup: Lookup<'_>| match (property, lookup) {
+            ("name", Lookup::Is(text)) => Some(places(text)),
+            ("name", Lookup::StartsWith(_)) => Some(vec![0, 1, 3]),
+            _ => None,
+        };
+        for (filter, expected) in [
+            ("name eq 'a'", Some(vec![0, 3])),
+            ("name eq 'x'", Some(vec![])),
+            ("name ne 'a'", None),
+            ("name eq 'b' or name eq 'a'", Some(vec![0, 1, 3])),
+            ("name eq 'a' or risk eq 'High'", None),
+            ("name eq 'a' and risk eq 'High'", Some(vec![0, 3])),
+            ("startswith(name,'a') and name eq 'b'", Some(vec![1])),
+            ("name in ('a','b')", Some(vec![0, 1, 3])),
+            ("endswith(name,'a')", None),
+            ("not (name eq 'a')", None),
+            ("risk eq 'a'", None),
+        ] {
+            assert_eq!(Filter::parse(filter, MACHINE).unwrap().candidates(&index), expected, "{filter}");
+        }
+        assert!(Filter::parse("not (risk eq 'a' and name in ('a'))", MACHINE).unwrap().has_in());
+        assert!(!Filter::parse("risk eq 'in' or name eq 'a'", MACHINE).unwrap().has_in());
+    }
 
     #[test]
     fn filters_pass_what_they_say() {

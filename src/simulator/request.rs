@@ -10,6 +10,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, Uri};
 use jiff::Timestamp;
 
+use super::cognito;
 use super::defender::Endpoint;
 use super::entra::{self, Issued};
 use super::graph;
@@ -25,6 +26,8 @@ pub(super) enum Target {
     Defender(Endpoint),
     /// Graph, under `/v1.0`.
     Graph(graph::Endpoint),
+    /// Cognito, under `/api/v2.x`, `/api/v3.x` and `/oauth2/token`.
+    Cognito(cognito::Endpoint),
     /// Nothing that any of them has.
     Nowhere,
 }
@@ -33,6 +36,10 @@ impl Target {
     fn find(method: &Method, segments: &[String]) -> Self {
         let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
         match segments.as_slice() {
+            ["api", version, rest @ ..] if let Some(version) = cognito::Version::read(version) => {
+                Self::Cognito(cognito::Endpoint::find(version, rest))
+            }
+            ["oauth2", "token"] => Self::Cognito(cognito::Endpoint::Token(None)),
             ["api", rest @ ..] => Self::Defender(Endpoint::find(method, rest)),
             ["v1.0", rest @ ..] => Self::Graph(graph::Endpoint::find(method, rest)),
             [tenant, "oauth2", "v2.0", "token"] => Self::Token((*tenant).to_owned()),
@@ -46,6 +53,7 @@ impl Target {
             Self::Token(_) => "token",
             Self::Defender(endpoint) => endpoint.name(),
             Self::Graph(endpoint) => endpoint.name(),
+            Self::Cognito(endpoint) => endpoint.name(),
             Self::Nowhere => "unknown",
         }
     }
@@ -56,6 +64,7 @@ impl Target {
             Self::Token(_) => "token",
             Self::Defender(endpoint) => endpoint.template(),
             Self::Graph(endpoint) => endpoint.template(),
+            Self::Cognito(endpoint) => endpoint.template(),
             Self::Nowhere => "unknown",
         }
     }
@@ -218,8 +227,19 @@ mod tests {
             ("GET", "/api/machines/findbyip(ip='192.0.2.1',timestamp=x)", "machines", "machines/findbyip"),
             ("POST", "/v1.0/security/runHuntingQuery", "hunting", "hunting"),
             ("POST", "/api/advancedqueries/run", "retired", "advancedqueries/run"),
-            ("POST", "/api/machines/abc/isolate", "unknown", "unknown"),
+            ("POST", "/api/machines/abc/isolate", "actions", "machines/{id}/isolate"),
+            ("POST", "/api/machines/abc/unisolate", "actions", "machines/{id}/unisolate"),
+            ("GET", "/api/machines/abc/isolate", "unknown", "unknown"),
+            ("GET", "/api/machineactions", "machineactions", "machineactions"),
+            ("GET", "/api/machineactions/abc", "machineactions", "machineactions/{id}"),
+            ("POST", "/api/machineactions/abc/cancel", "actions", "machineactions/{id}/cancel"),
+            ("POST", "/api/machines/abc/restrictCodeExecution", "unknown", "unknown"),
             ("GET", "/t/oauth2/token", "unknown", "unknown"),
+            ("GET", "/api/v2.5/hosts/7", "cognito", "hosts/{id}"),
+            ("PATCH", "/api/v3.4/tagging/host/7", "cognito", "tagging/host/{id}"),
+            ("POST", "/oauth2/token", "cognito-token", "oauth2/token"),
+            ("POST", "/api/v2.5/oauth2/token", "cognito-token", "oauth2/token"),
+            ("GET", "/api/v1.0/machines", "unknown", "unknown"),
             ("GET", "/", "unknown", "unknown"),
         ] {
             let method: Method = method.parse().unwrap();

@@ -118,10 +118,21 @@ fn tell(value: &mut Value, now: Timestamp) {
 /// The time `distance` before `now`, with exactly the fraction digits that were written, because the service's own
 /// times have none to seven.
 fn moment(distance: &str, now: Timestamp) -> Option<String> {
-    let (distance, fraction) = distance.split_once('.').unwrap_or((distance, ""));
+    let (text, fraction) = distance.split_once('.').unwrap_or((distance, ""));
+    if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let seconds = self::distance(text)?;
+    let time = now.checked_sub(SignedDuration::from_secs(seconds)).ok()?.strftime("%Y-%m-%dT%H:%M:%S").to_string();
+    let point = if fraction.is_empty() { "" } else { "." };
+    Some(format!("{time}{point}{fraction}Z"))
+}
+
+/// The seconds of a distance like `1d2h3m4s`.
+pub(super) fn distance(text: &str) -> Option<i64> {
     let mut seconds: i64 = 0;
     let mut number = String::new();
-    for letter in distance.chars() {
+    for letter in text.chars() {
         let unit = match letter {
             '0'..='9' => {
                 number.push(letter);
@@ -136,12 +147,7 @@ fn moment(distance: &str, now: Timestamp) -> Option<String> {
         seconds += number.parse::<i64>().ok()? * unit;
         number.clear();
     }
-    if !number.is_empty() || !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let time = now.checked_sub(SignedDuration::from_secs(seconds)).ok()?.strftime("%Y-%m-%dT%H:%M:%S").to_string();
-    let point = if fraction.is_empty() { "" } else { "." };
-    Some(format!("{time}{point}{fraction}Z"))
+    number.is_empty().then_some(seconds)
 }
 
 /// An observable of [`bulk`].
@@ -203,7 +209,8 @@ pub fn bulk(count: usize, percent: u8, seed: u64, now: Timestamp) -> Bulk {
     Bulk { observables, data }
 }
 
-fn hex(random: &mut Random, digits: usize) -> String {
+/// Hexadecimal digits.
+pub(super) fn hex(random: &mut Random, digits: usize) -> String {
     let mut text = String::with_capacity(digits + 16);
     while text.len() < digits {
         text.push_str(&format!("{:016x}", random.bits()));

@@ -19,7 +19,7 @@ use super::faults::{Call, Fault};
 use super::request::{Incoming, Target};
 use super::script::Scripted;
 use super::world::{World, lock};
-use super::{admin, defender, entra, graph};
+use super::{admin, cognito, defender, entra, graph};
 
 /// The largest body that is read. A hunting query of 200 observables has some 40 KB; worked examples are larger.
 const BODY_LIMIT_BYTES: usize = 16 * 1024 * 1024;
@@ -75,6 +75,13 @@ async fn respond(world: &Arc<World>, link: &Link, request: Request) -> Response<
     if delay > Duration::ZERO {
         tokio::time::sleep(delay).await;
     }
+    let (applied, fault) = match fault {
+        Some(Fault::Applied { then }) => (Some(true_answer(world, &request).await), Some(*then)),
+        fault => (None, fault),
+    };
+    if let Some(Fault::Slow { ms }) = &fault {
+        tokio::time::sleep(Duration::from_millis(*ms)).await;
+    }
     let answer = match &fault {
         Some(Fault::Hang) => std::future::pending().await,
         Some(Fault::Reset) => return broken(link, Link::reset),
@@ -83,7 +90,10 @@ async fn respond(world: &Arc<World>, link: &Link, request: Request) -> Response<
         Some(Fault::Throttle { retry_after }) => refuse(&request.target, 429).with_retry_after(*retry_after),
         Some(Fault::Answer { status, headers, body }) => fixed(*status, headers, body.clone()),
         Some(Fault::Redirect { status, location }) => Answer::empty(*status).with("location", location),
-        _ => true_answer(world, &request).await,
+        _ => match applied {
+            Some(answer) => answer,
+            None => true_answer(world, &request).await,
+        },
     };
     at_work.answered(answer.status);
     tracing::debug!(
@@ -109,6 +119,7 @@ async fn true_answer(world: &World, request: &Incoming) -> Answer {
         },
         Target::Defender(endpoint) => defender::answer(world, endpoint, request),
         Target::Graph(endpoint) => graph::answer(world, endpoint, request).await,
+        Target::Cognito(endpoint) => cognito::answer(world, endpoint, request),
         Target::Nowhere => scripted(world, request).unwrap_or_else(|| Answer::empty(404)),
     }
 }
@@ -149,6 +160,7 @@ fn refuse(target: &Target, status: u16) -> Answer {
         Target::Token(_) => entra::fault(status),
         Target::Defender(_) => defender::fault(status),
         Target::Graph(_) => graph::fault(status),
+        Target::Cognito(endpoint) => cognito::fault(endpoint, status),
         Target::Nowhere => Answer::empty(status),
     }
 }

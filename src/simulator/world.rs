@@ -5,9 +5,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::actions::{Book, Moment};
 use super::clock::Clock;
+use super::cognito::Cognito;
 use super::data::Data;
 use super::entra::Tokens;
 use super::faults::Faults;
@@ -45,7 +48,11 @@ pub(super) struct World {
     pub(super) tokens: Tokens,
     pub(super) ledger: Mutex<Ledger>,
     pub(super) faults: Mutex<Faults>,
+    pub(super) brain: Cognito,
     script: RwLock<Script>,
+    pub(super) actions: Mutex<Book>,
+    /// Ticks when the actions change by a call, not by the passing of time.
+    pub(super) actions_changed: watch::Sender<u64>,
     pub(super) recorder: Recorder,
     pub(super) stop: CancellationToken,
 }
@@ -66,7 +73,10 @@ impl World {
             tokens: Tokens::default(),
             ledger: Mutex::default(),
             faults: Mutex::default(),
+            brain: Cognito::new(&settings.brain),
             script: RwLock::default(),
+            actions: Mutex::default(),
+            actions_changed: watch::Sender::new(0),
             recorder: Recorder::new(settings.record_limit),
             stop: CancellationToken::new(),
             initial: settings,
@@ -92,7 +102,9 @@ impl World {
         *lock(&self.story) = None;
         lock(&self.ledger).clear();
         lock(&self.faults).clear();
+        lock(&self.actions).clear();
         self.set_script(Script::default());
+        self.brain.reset(&settings.brain);
         self.recorder.clear();
     }
 
@@ -130,23 +142,28 @@ impl World {
         let tenants = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
         match tenants.get(&tenant.to_ascii_lowercase()).map(|tenant| &tenant.data) {
             Some(TenantData::Given(data)) => Arc::clone(data),
-            Some(TenantData::Story) => self.story(),
+            Some(TenantData::Story) => self.story().1,
             Some(TenantData::Empty) | None => Arc::clone(&self.nothing),
         }
     }
 
     /// The story, told as of now unless it was told less than half a day ago.
-    fn story(&self) -> Arc<Data> {
+    fn story(&self) -> (Timestamp, Arc<Data>) {
         let now = self.clock.now();
         let mut story = lock(&self.story);
         match &*story {
-            Some((told, data)) if now.duration_since(*told).abs() < STORY_AGE_LIMIT => Arc::clone(data),
+            Some((told, data)) if now.duration_since(*told).abs() < STORY_AGE_LIMIT => (*told, Arc::clone(data)),
             _ => {
                 let data = Arc::new(scenario::story(now));
                 *story = Some((now, Arc::clone(&data)));
-                data
+                (now, data)
             }
         }
+    }
+
+    /// When the story was told; it is told now if it was not, or too long ago.
+    pub(super) fn story_told(&self) -> Timestamp {
+        self.story().0
     }
 
     /// What the script says about a hunting query.
@@ -168,6 +185,11 @@ impl World {
     pub(super) fn set_clock(&self, now: Option<Timestamp>) {
         self.clock.set(now);
         *lock(&self.story) = None;
+    }
+
+    /// Now, on all clocks.
+    pub(super) fn moment(&self) -> Moment {
+        Moment { instant: Instant::now(), date: Timestamp::now(), story: self.clock.now() }
     }
 
     /// Counts a call against its quota.

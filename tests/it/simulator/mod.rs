@@ -1,5 +1,7 @@
 //! The simulator, asked by a plain HTTP client: what it refuses, how it fails, that its story hangs together.
 
+mod actions;
+mod cognito;
 mod controls;
 mod faults;
 mod hunting;

@@ -52,7 +52,7 @@ async fn retired_and_writing_routes_are_refused_and_counted() {
         ("/api/advancedqueries/run", 410),
         ("/api/advancedhunting/run", 410),
         ("/api/indicators", 404),
-        ("/api/machines/abc/isolate", 404),
+        ("/api/machines/abc/restrictCodeExecution", 404),
         ("/api/machines", 405),
     ] {
         let call = world.http.post(world.at(path)).bearer_auth(&world.defender).json(&json!({"Query": "x"}));
