@@ -11,7 +11,9 @@
 pub mod admin;
 pub mod broker;
 pub mod cli;
+pub mod cognito;
 pub mod config;
+pub mod containment;
 pub mod credentials;
 pub mod defender;
 pub mod ingress;
@@ -19,6 +21,7 @@ pub mod job;
 pub mod listen;
 pub mod mapping;
 pub mod outbound;
+pub mod redact;
 pub mod relay;
 pub mod retry;
 pub mod shutdown;

@@ -10,6 +10,7 @@
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -48,8 +49,33 @@ pub struct Outbound {
 
 /// The HTTP client could not be set up.
 #[derive(Debug, Error)]
-#[error("the HTTP client could not be set up")]
-pub struct SetupError(#[source] reqwest::Error);
+pub enum SetupError {
+    /// The TLS library could not.
+    #[error("the HTTP client could not be set up")]
+    Client(#[source] reqwest::Error),
+    /// The file with further certificates cannot be read.
+    #[error("the certificates in {} cannot be read", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file does not hold what it should.
+    #[error("{} holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)", path.display())]
+    NoCertificate {
+        /// The file.
+        path: PathBuf,
+    },
+    /// What the file holds is in PEM form, but not a certificate that can be trusted.
+    #[error("a certificate in {} cannot be used", path.display())]
+    BadCertificate {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: reqwest::Error,
+    },
+}
 
 /// One request.
 #[derive(Clone)]
@@ -110,6 +136,8 @@ pub enum OutboundError {
     Connect {
         /// In the words of the library that failed.
         reason: String,
+        /// Whether there was a connection: the request, or a part of it, may have been sent.
+        sent: bool,
     },
     /// The server's certificate cannot be verified.
     #[error("the certificate cannot be verified: {reason}")]
@@ -122,6 +150,8 @@ pub enum OutboundError {
     Tls {
         /// In the words of the TLS library.
         reason: String,
+        /// Whether it had come about before: the request, or a part of it, may have been sent.
+        sent: bool,
     },
     /// The try took longer than its own limit.
     #[error("no answer in time")]
@@ -150,6 +180,20 @@ pub enum OutboundError {
 }
 
 impl OutboundError {
+    /// Whether the server may have got the request and carried it out. False only where it certainly did not.
+    #[must_use]
+    pub fn may_have_been_sent(&self) -> bool {
+        match self {
+            OutboundError::Connect { sent, .. } | OutboundError::Tls { sent, .. } => *sent,
+            // Both are found before anything is sent.
+            OutboundError::Certificate { .. } | OutboundError::Invalid { .. } => false,
+            OutboundError::Timeout
+            | OutboundError::Deadline
+            | OutboundError::Cut { .. }
+            | OutboundError::TooLarge { .. } => true,
+        }
+    }
+
     /// The value of the span's `error.type`, and its name in metrics.
     #[must_use]
     pub fn name(&self) -> &'static str {
@@ -172,8 +216,33 @@ impl Outbound {
     /// # Errors
     /// When the TLS library cannot be set up, for want of trusted certificates for example.
     pub fn new() -> Result<Outbound, SetupError> {
+        Self::trusting(&[])
+    }
+
+    /// Sets up a client that also trusts the certificates in `ca_file` (PEM, one or several): appliances often have one
+    /// that only their own organisation knows. They may be certificates of authorities, or the server's own. For one
+    /// server: whoever has the key of such a certificate can be any server of this client.
+    ///
+    /// # Errors
+    /// When the file cannot be read or used, or as [`Outbound::new`].
+    pub fn with_ca_file(ca_file: &Path) -> Result<Outbound, SetupError> {
+        let path = || ca_file.to_owned();
+        let pem = std::fs::read(ca_file).map_err(|source| SetupError::Unreadable { path: path(), source })?;
+        let bad = |source| SetupError::BadCertificate { path: path(), source };
+        let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(bad)?;
+        if certificates.is_empty() {
+            return Err(SetupError::NoCertificate { path: path() });
+        }
+        Self::trusting(&certificates).map_err(|error| match error {
+            SetupError::Client(source) => bad(source),
+            other => other,
+        })
+    }
+
+    fn trusting(certificates: &[reqwest::Certificate]) -> Result<Outbound, SetupError> {
         let builder = || {
             reqwest::Client::builder()
+                .tls_certs_merge(certificates.iter().cloned())
                 .user_agent(USER_AGENT)
                 .redirect(reqwest::redirect::Policy::none())
                 .retry(reqwest::retry::never())
@@ -182,10 +251,10 @@ impl Outbound {
                 .pool_idle_timeout(IDLE_LIMIT)
                 .pool_max_idle_per_host(IDLE_PER_HOST)
         };
-        let client = builder().build().map_err(SetupError)?;
+        let client = builder().build().map_err(SetupError::Client)?;
         // A client has its own copy of the system's certificates, so there is a second one only where it differs.
         let proxied = PROXY_VARIABLES.iter().any(|name| std::env::var_os(name).is_some());
-        let direct = if proxied { builder().no_proxy().build().map_err(SetupError)? } else { client.clone() };
+        let direct = if proxied { builder().no_proxy().build().map_err(SetupError::Client)? } else { client.clone() };
         Ok(Outbound { client, direct })
     }
 
@@ -308,6 +377,7 @@ enum Stage {
 }
 
 fn classify(error: &reqwest::Error, stage: Stage) -> OutboundError {
+    let connected = !error.is_connect();
     if let Some(tls) = find_cause::<rustls::Error>(error) {
         return match tls {
             rustls::Error::InvalidCertificate(reason) => {
@@ -316,18 +386,18 @@ fn classify(error: &reqwest::Error, stage: Stage) -> OutboundError {
             rustls::Error::NoCertificatesPresented | rustls::Error::InvalidCertRevocationList(_) => {
                 OutboundError::Certificate { reason: tls.to_string() }
             }
-            _ => OutboundError::Tls { reason: tls.to_string() },
+            _ => OutboundError::Tls { reason: tls.to_string(), sent: connected },
         };
     }
     if error.is_builder() {
         return OutboundError::Invalid { reason: innermost(error) };
     }
-    if error.is_timeout() {
+    if error.is_timeout() && connected {
         return OutboundError::Timeout;
     }
     let reason = innermost(error);
     match stage {
-        Stage::Request => OutboundError::Connect { reason },
+        Stage::Request => OutboundError::Connect { reason, sent: connected },
         Stage::Body => OutboundError::Cut { reason },
     }
 }

@@ -34,7 +34,8 @@ pub enum Call {
     Token,
     /// A hunting query: reads only, but is paid for.
     Hunting,
-    /// A machine action: a second one is harmful, so only a 429, which says that the first was not taken, is repeated.
+    /// A machine action, or tags and notes: a second one is harmful, so it is only repeated when the first was certainly
+    /// not taken, as a 429 says.
     Write,
 }
 
@@ -43,6 +44,8 @@ pub enum Call {
 pub enum Failure {
     /// 429: the call was not taken.
     Throttled,
+    /// The call was certainly not carried out, for another reason: it was never sent, or the service says so.
+    NotTaken,
     /// 5xx, a lost connection, a try that took too long: the call may have been carried out.
     Unavailable,
     /// The caller's own deadline ended the try.
@@ -141,7 +144,7 @@ pub fn next_step(
     let allowed = match (failure, call) {
         (Failure::Permanent, _) => false,
         (Failure::OutOfTime, _) => return Step::NoTime,
-        (Failure::Throttled, _) => true,
+        (Failure::Throttled | Failure::NotTaken, _) => true,
         (Failure::Unavailable, Call::Read | Call::Token) => true,
         (Failure::Unavailable, Call::Hunting) => progress.unavailable <= HUNTING_REPEATS,
         (Failure::Unavailable, Call::Write) => false,
@@ -321,6 +324,14 @@ mod tests {
     #[case::hunting_is_repeated_twice(Call::Hunting, Failure::Unavailable, 2, 2, Step::Again(Duration::from_secs(1)))]
     #[case::hunting_is_not_repeated_thrice(Call::Hunting, Failure::Unavailable, 3, 3, Step::GiveUp)]
     #[case::throttled_hunting_goes_on(Call::Hunting, Failure::Throttled, 5, 2, Step::Again(Duration::from_secs(1)))]
+    #[case::a_write_that_did_not_happen_is_repeated(
+        Call::Write,
+        Failure::NotTaken,
+        1,
+        0,
+        Step::Again(Duration::from_secs(1))
+    )]
+    #[case::but_not_for_ever(Call::Write, Failure::NotTaken, 6, 0, Step::GiveUp)]
     #[case::a_write_may_have_happened(Call::Write, Failure::Unavailable, 1, 1, Step::GiveUp)]
     #[case::a_deadline_is_no_failure_of_theirs(Call::Read, Failure::OutOfTime, 1, 0, Step::NoTime)]
     fn tries_are_counted(

@@ -1,14 +1,13 @@
-//! Alerts of one observable: what counts as none, and how far pages are followed.
+//! Alerts of one observable or machine: what counts as none, and how far pages are followed.
 
+use serde::Deserialize;
 use tracing::warn;
-use url::Url;
 
 use super::call::Spec;
+use super::machines::device_id;
 use super::model::{Alert, Page};
+use super::pages::PAGES_LIMIT;
 use super::{DefenderError, Family, Session};
-
-/// Pages of one list that are followed (`defender.md` 5.0).
-const PAGES_LIMIT: usize = 50;
 
 /// Alerts of one observable, in the order they came.
 #[derive(Debug, Clone, Default)]
@@ -62,10 +61,30 @@ impl Session {
         Ok(found)
     }
 
-    /// The address of a next page, if it is where the token may go: on Defender's own server.
-    fn next_page(&self, link: &str) -> Option<Url> {
-        let own = &self.inner.defender.shared.settings.defender_url;
-        let url = own.join(link).ok()?;
-        (url.origin() == own.origin() && url.username().is_empty() && url.password().is_none()).then_some(url)
+    /// How many alerts of a machine are not resolved, `cap` standing for that many and more; `None` when Defender does not
+    /// know the machine. Read until `cap` is reached. `GET /machines/{id}/alerts` (`defender.md` 5.9).
+    ///
+    /// # Errors
+    /// As every call: see [`Kind`](super::Kind).
+    pub async fn open_alerts(&self, machine_id: &str, cap: usize) -> Result<Option<usize>, DefenderError> {
+        let id = device_id(Family::Alerts, machine_id)?;
+        let spec = Spec::get(Family::Alerts, self.api(&["machines", &id, "alerts"], None), "/api/machines/{id}/alerts");
+        match self.every::<AlertStatus>(spec, |read| open(read) >= cap).await {
+            Ok(read) => Ok(Some(open(&read).min(cap))),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
     }
+}
+
+/// As much of an alert as is needed to count it.
+#[derive(Deserialize)]
+struct AlertStatus {
+    #[serde(default)]
+    status: Option<String>,
+}
+
+fn open(alerts: &[AlertStatus]) -> usize {
+    let resolved = |alert: &AlertStatus| alert.status.as_deref().is_some_and(|is| is.eq_ignore_ascii_case("Resolved"));
+    alerts.iter().filter(|alert| !resolved(alert)).count()
 }

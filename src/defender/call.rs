@@ -19,8 +19,9 @@ use tokio::time::{Instant, timeout_at};
 use url::Url;
 
 use super::entra::Token;
-use super::{Audience, DefenderError, Family, Session, redact};
+use super::{Audience, DefenderError, Family, Session};
 use crate::outbound::{Answer, OutboundError, Request};
+use crate::redact;
 use crate::retry::{self, Failure, Retryable};
 
 /// The largest REST answer that is read. A page of alerts has no published size limit; this is some thousand alerts
@@ -40,27 +41,40 @@ pub(super) struct Spec {
     pub(super) family: Family,
     pub(super) url: Url,
     pub(super) template: &'static str,
-    query: Option<Bytes>,
+    class: retry::Call,
+    /// JSON; none makes it a GET.
+    body: Option<Bytes>,
 }
 
 impl Spec {
     /// A GET of Defender's REST API.
     pub(super) fn get(family: Family, url: Url, template: &'static str) -> Spec {
-        Spec { family, url, template, query: None }
+        Spec { family, url, template, class: retry::Call::Read, body: None }
+    }
+
+    /// A POST of Defender's REST API that changes something: repeated only where it certainly did not.
+    pub(super) fn post(family: Family, url: Url, template: &'static str, body: &serde_json::Value) -> Spec {
+        Spec { family, url, template, class: retry::Call::Write, body: Some(body.to_string().into()) }
     }
 
     /// A hunting query: `POST /v1.0/security/runHuntingQuery` (`defender.md` 4.1).
     pub(super) fn hunt(url: Url, query: &str) -> Spec {
         let body = serde_json::json!({ "Query": query }).to_string();
-        Spec { family: Family::Hunting, url, template: "/v1.0/security/runHuntingQuery", query: Some(body.into()) }
+        Spec {
+            family: Family::Hunting,
+            url,
+            template: "/v1.0/security/runHuntingQuery",
+            class: retry::Call::Hunting,
+            body: Some(body.into()),
+        }
     }
 
     fn audience(&self) -> Audience {
-        if self.query.is_some() { Audience::Graph } else { Audience::Defender }
+        if self.hunts() { Audience::Graph } else { Audience::Defender }
     }
 
-    fn class(&self) -> retry::Call {
-        if self.query.is_some() { retry::Call::Hunting } else { retry::Call::Read }
+    fn hunts(&self) -> bool {
+        self.class == retry::Call::Hunting
     }
 
     fn request(&self, token: &Token, rest_limit: Duration, resend_count: u32) -> Request {
@@ -68,18 +82,18 @@ impl Spec {
             (ACCEPT, HeaderValue::from_static("application/json")),
             (AUTHORIZATION, token.authorization.clone()),
         ]);
-        if self.query.is_some() {
+        if self.body.is_some() {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
         }
         Request {
-            method: if self.query.is_some() { Method::POST } else { Method::GET },
+            method: if self.body.is_some() { Method::POST } else { Method::GET },
             url: self.url.clone(),
             template: self.template,
             headers,
-            body: self.query.clone().unwrap_or_default(),
+            body: self.body.clone().unwrap_or_default(),
             // A hunting query may take as long as the request that wants it (`DESIGN.md` 10.9).
-            limit: self.query.is_none().then_some(rest_limit),
-            body_limit_bytes: if self.query.is_some() { HUNTING_BODY_LIMIT_BYTES } else { REST_BODY_LIMIT_BYTES },
+            limit: (!self.hunts()).then_some(rest_limit),
+            body_limit_bytes: if self.hunts() { HUNTING_BODY_LIMIT_BYTES } else { REST_BODY_LIMIT_BYTES },
             resend_count,
         }
     }
@@ -99,18 +113,23 @@ impl Session {
     ) -> Result<T, DefenderError> {
         let settings = &self.inner.defender.shared.settings;
         let mut repeated = false;
+        // The error that is reported need not be that of the last try, which the deadline may have ended.
+        let maybe_done = AtomicBool::new(false);
         loop {
             let token = self.token(spec.audience()).await?;
-            let result = retry::run(&settings.retry, spec.class(), self.inner.deadline, |resend_count| {
+            let result = retry::run(&settings.retry, spec.class, self.inner.deadline, |resend_count| {
                 let request = spec.request(&token, settings.rest_limit, resend_count);
-                let patient = &patient;
+                let (patient, maybe_done) = (&patient, &maybe_done);
                 async move {
                     let answer = self.attempt(spec.family, request).await;
-                    answer.and_then(|answer| read(spec.family, &answer)).map_err(|error| Tried::new(error, patient))
+                    answer.and_then(|answer| read(spec.family, &answer)).map_err(|error| {
+                        maybe_done.fetch_or(error.maybe_done, Ordering::Relaxed);
+                        Tried::new(error, patient)
+                    })
                 }
             })
             .await
-            .map_err(|tried| tried.error);
+            .map_err(|Tried { error, .. }| DefenderError { maybe_done: maybe_done.load(Ordering::Relaxed), ..error });
             match result {
                 Err(error)
                     if !repeated && error.asks_for_new_token() && self.renew_token(spec.audience(), &token).await =>
@@ -127,10 +146,14 @@ impl Session {
         let inner = &self.inner;
         let ready = async {
             let slot = inner.slots.acquire().await.expect("the slots of a session are never closed");
-            let permit = inner.defender.permits.permit(&inner.account.tenant_id, &inner.account.client_id, family);
+            let (tenant, client) = (&inner.account.tenant_id, &inner.account.client_id);
+            let permit = inner.defender.permits.permit(tenant, client, family, inner.containment);
             permit.await.map(|()| slot).map_err(|wait| DefenderError::not_permitted(family, wait))
         };
         let _slot = timeout_at(inner.deadline, ready).await.map_err(|_| DefenderError::deadline(family))??;
+        if Instant::now() >= inner.deadline {
+            return Err(DefenderError::deadline(family));
+        }
         let authorization = request.headers.get(AUTHORIZATION).cloned();
         let sent = inner.defender.shared.outbound.send(request, inner.deadline).await;
         if let Some(metrics) = &inner.defender.metrics {

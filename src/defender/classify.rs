@@ -21,10 +21,20 @@ const HUNTING_CYCLE: Duration = Duration::from_secs(15 * 60);
 impl DefenderError {
     /// A failure without an answer.
     fn new(family: Family, kind: Kind, failure: Failure) -> Self {
-        DefenderError { family, kind, status: None, detail: None, failure, retry_after: None, out_of_time: false }
+        DefenderError {
+            family,
+            kind,
+            status: None,
+            code: None,
+            detail: None,
+            failure,
+            retry_after: None,
+            out_of_time: false,
+            maybe_done: false,
+        }
     }
 
-    /// The deadline passed before anything else went wrong.
+    /// The deadline passed before anything was sent.
     pub(super) fn deadline(family: Family) -> Self {
         DefenderError { out_of_time: true, ..Self::new(family, Kind::Deadline, Failure::OutOfTime) }
     }
@@ -32,6 +42,16 @@ impl DefenderError {
     /// A value that is not valid for its kind.
     pub(super) fn invalid_value(family: Family) -> Self {
         Self::new(family, Kind::InvalidValue, Failure::Permanent)
+    }
+
+    /// A list that goes on for more pages than are followed.
+    pub(super) fn endless(family: Family) -> Self {
+        Self::new(family, Kind::TooLarge, Failure::Permanent)
+    }
+
+    /// A success of a machine action that names no action.
+    pub(super) fn no_action() -> Self {
+        DefenderError { maybe_done: true, ..Self::new(Family::Actions, Kind::BadGateway, Failure::Unavailable) }
     }
 
     /// A tenant that cannot be put into an address, which no tenant's id is.
@@ -47,7 +67,7 @@ impl DefenderError {
 
     /// No whole answer came.
     pub(super) fn from_outbound(family: Family, error: &OutboundError) -> Self {
-        match error {
+        let classified = match error {
             OutboundError::Connect { .. } | OutboundError::Timeout => {
                 Self::new(family, Kind::Connect, Failure::Unavailable)
             }
@@ -60,7 +80,8 @@ impl DefenderError {
             OutboundError::Cut { .. } => Self::new(family, Kind::BadGateway, Failure::Unavailable),
             OutboundError::TooLarge { .. } => Self::new(family, Kind::TooLarge, Failure::Permanent),
             OutboundError::Invalid { .. } => Self::new(family, Kind::InvalidValue, Failure::Permanent),
-        }
+        };
+        DefenderError { maybe_done: error.may_have_been_sent(), ..classified }
     }
 
     /// An answer of Defender or Graph whose status is not a success (`defender.md` 3.2, 3.3, 4.3, 5.0). The status
@@ -83,8 +104,11 @@ impl DefenderError {
         });
         DefenderError {
             status: Some(status),
+            code: code(&answer.body),
             detail: Some(detail),
             retry_after,
+            // Any other 4xx is a refusal; 408 may come from something in between that stopped waiting.
+            maybe_done: status == 408 || !(400..500).contains(&status),
             ..Self::new(family, kind, Failure::of_status(status))
         }
     }
@@ -125,9 +149,23 @@ impl DefenderError {
         DefenderError {
             status: Some(status),
             detail: Some(format!("HTTP {status}")),
+            maybe_done: true,
             ..Self::new(family, Kind::BadGateway, failure)
         }
     }
+}
+
+/// The `error.code` of an answer.
+fn code(body: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Envelope {
+        error: Coded,
+    }
+    #[derive(Deserialize)]
+    struct Coded {
+        code: String,
+    }
+    serde_json::from_slice::<Envelope>(body).ok().map(|envelope| cut(&envelope.error.code))
 }
 
 /// `<detail>` of `relay.md` 3.4.

@@ -13,6 +13,9 @@ use crate::retry::{Failure, Retryable};
 /// The longest `<detail>` (`relay.md` 3.4).
 pub const DETAIL_LIMIT_CHARS: usize = 500;
 
+/// The code of a 400 that means that another action of the machine is open (`defender.md` 5.0).
+const ACTIVE_REQUEST: &str = "ActiveRequestAlreadyExists";
+
 /// Which of the two APIs a token is for: one token serves one resource (`defender.md` 1.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Audience {
@@ -25,12 +28,16 @@ pub enum Audience {
 /// A group of calls that share a permission.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Family {
-    /// Alerts of a file, a domain or an address: `Alert.Read.All`.
+    /// Alerts of a file, a domain, an address or a machine: `Alert.Read.All`.
     Alerts,
     /// File profiles: `File.Read.All`.
     Files,
     /// Machines: `Machine.Read.All`.
     Machines,
+    /// What acts on machines: isolating, releasing, cancelling: `Machine.Isolate`.
+    Actions,
+    /// Machine actions, reading: `Machine.Read.All`.
+    MachineActions,
     /// Hunting queries through Graph: `ThreatHunting.Read.All`.
     Hunting,
     /// The token endpoint of Entra.
@@ -44,7 +51,8 @@ impl Family {
         match self {
             Family::Alerts => Some("Alert.Read.All"),
             Family::Files => Some("File.Read.All"),
-            Family::Machines => Some("Machine.Read.All"),
+            Family::Machines | Family::MachineActions => Some("Machine.Read.All"),
+            Family::Actions => Some("Machine.Isolate"),
             Family::Hunting => Some("ThreatHunting.Read.All"),
             Family::Token(_) => None,
         }
@@ -59,6 +67,8 @@ impl Family {
             Family::Alerts => "alerts",
             Family::Files => "files",
             Family::Machines => "machines",
+            Family::Actions => "actions",
+            Family::MachineActions => "machineactions",
             Family::Hunting => "hunting",
             Family::Token(Audience::Defender) => "token for defender",
             Family::Token(Audience::Graph) => "token for graph",
@@ -146,10 +156,12 @@ pub struct DefenderError {
     pub(super) family: Family,
     pub(super) kind: Kind,
     pub(super) status: Option<u16>,
+    pub(super) code: Option<String>,
     pub(super) detail: Option<String>,
     pub(super) failure: Failure,
     pub(super) retry_after: Option<Duration>,
     pub(super) out_of_time: bool,
+    pub(super) maybe_done: bool,
 }
 
 impl DefenderError {
@@ -183,6 +195,34 @@ impl DefenderError {
     #[must_use]
     pub fn detail(&self) -> Option<&str> {
         self.detail.as_deref()
+    }
+
+    /// Whether a call that changes something may have been carried out all the same: there was no answer, or none that
+    /// says. Such a call must not be repeated before what it would have done was looked for (`defender.md` 3.4 and 7.3).
+    /// False only where the service certainly did nothing: it refused the call, or never got it. Ask this before
+    /// [`DefenderError::is_transient`], which speaks of another try and knows nothing of this one's effect.
+    #[must_use]
+    pub fn may_have_happened(&self) -> bool {
+        self.maybe_done && self.family == Family::Actions
+    }
+
+    /// Whether a machine action was refused because another one is open (`defender.md` 5.0 and 7.2).
+    #[must_use]
+    pub fn is_already_in_progress(&self) -> bool {
+        self.is_answer(400) && (self.code.as_deref() == Some(ACTIVE_REQUEST) || self.says("already in progress"))
+    }
+
+    /// Whether the service answered that what the call names does not exist.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        self.is_answer(404)
+    }
+
+    /// The code in the answer's `error` member, such as `OsPlatformNotSupported` (`defender.md` 5.0); at most
+    /// [`DETAIL_LIMIT_CHARS`] characters. For messages and logs; texts may change.
+    #[must_use]
+    pub fn code(&self) -> Option<&str> {
+        self.code.as_deref()
     }
 
     /// Whether the same call may succeed later.

@@ -6,21 +6,23 @@
 //!
 //! Calls are the currency (`DESIGN.md` 5), so nothing is asked twice: tokens, file profiles, machines and device
 //! contexts are kept for a time, and those who want the same thing at the same moment share one call. Every key holds
-//! tenant, client and a hash of the secret: who does not know the secret never sees a kept answer. What isolates a
-//! machine must not use kept answers; those calls come with containment.
+//! tenant, client and a hash of the secret: who does not know the secret never sees a kept answer. What decides about
+//! isolating or releasing a machine uses no kept answers: `machines` and `actions` hold the calls that never do.
 //!
 //! The hunting routes that stop answering in February 2027 (`/api/advancedqueries/run`, `/api/advancedhunting/run`) are
 //! never called.
 
+mod actions;
 mod alerts;
 mod call;
 mod classify;
 mod entra;
 pub mod error;
 mod hunting;
+mod machines;
 pub mod model;
+mod pages;
 mod query;
-mod redact;
 mod rows;
 
 use std::collections::HashMap;
@@ -38,6 +40,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use url::Url;
 
+pub use self::actions::{COMMENT_LIMIT_CHARS, IsolationType};
 pub use self::alerts::Alerts;
 use self::call::{Spec, address};
 use self::entra::{Token, Tokens};
@@ -132,11 +135,21 @@ pub struct Credentials {
 pub struct Limits {
     /// Calls in flight at a time.
     pub concurrent_calls: usize,
+    /// Whether a machine is to be isolated or released: such calls come first where there is not room for all.
+    pub containment: bool,
+}
+
+impl Limits {
+    /// The default, for containment.
+    #[must_use]
+    pub fn containment() -> Self {
+        Limits { containment: true, ..Self::default() }
+    }
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { concurrent_calls: CONCURRENT_CALLS }
+        Limits { concurrent_calls: CONCURRENT_CALLS, containment: false }
     }
 }
 
@@ -144,11 +157,13 @@ impl Default for Limits {
 pub trait Permits: Send + Sync {
     /// Resolves when one try of `family` may go out for this tenant and client. `Err(wait)` refuses it; the call is then
     /// taken for throttled with that `Retry-After`. It need not mind the deadline: the caller stops waiting by itself.
+    /// `containment` says that the call serves isolating or releasing a machine, tokens for it included.
     fn permit<'a>(
         &'a self,
         tenant_id: &'a str,
         client_id: &'a str,
         family: Family,
+        containment: bool,
     ) -> BoxFuture<'a, Result<(), Duration>>;
 }
 
@@ -156,7 +171,7 @@ pub trait Permits: Send + Sync {
 struct Unlimited;
 
 impl Permits for Unlimited {
-    fn permit<'a>(&'a self, _: &'a str, _: &'a str, _: Family) -> BoxFuture<'a, Result<(), Duration>> {
+    fn permit<'a>(&'a self, _: &'a str, _: &'a str, _: Family, _: bool) -> BoxFuture<'a, Result<(), Duration>> {
         std::future::ready(Ok(())).boxed()
     }
 }
@@ -207,6 +222,7 @@ struct Shared {
     devices: Kept<Arc<DeviceContext>>,
     device_batches: Cache<(Arc<Account>, Arc<[String]>), Devices>,
     refusing_partition: Cache<Arc<Account>, ()>,
+    refusing_in: Cache<Arc<Account>, ()>,
 }
 
 impl fmt::Debug for Defender {
@@ -228,6 +244,7 @@ impl Defender {
             devices: kept(DEVICES_KEPT, MACHINE_TTL),
             device_batches: Cache::new(BATCHES_KEPT),
             refusing_partition: Cache::builder().max_capacity(REFUSALS_KEPT).time_to_live(REFUSAL_TTL).build(),
+            refusing_in: Cache::builder().max_capacity(REFUSALS_KEPT).time_to_live(REFUSAL_TTL).build(),
         };
         Defender { shared: Arc::new(shared), permits: Arc::new(Unlimited), metrics: None }
     }
@@ -254,6 +271,7 @@ impl Defender {
                 client_secret: credentials.client_secret,
                 deadline,
                 slots: Semaphore::new(limits.concurrent_calls.max(1)),
+                containment: limits.containment,
                 refused_tokens: Mutex::new(HashMap::new()),
             }),
         }
@@ -275,6 +293,7 @@ struct Inner {
     client_secret: SecretString,
     deadline: Instant,
     slots: Semaphore,
+    containment: bool,
     refused_tokens: Mutex<HashMap<Audience, Arc<Token>>>,
 }
 
@@ -474,6 +493,15 @@ mod tests {
         fn check(session: &Session) {
             is_send(session.file(""));
             is_send(session.machine(""));
+            is_send(session.machine_now(""));
+            is_send(session.find_by_ip(std::net::Ipv4Addr::LOCALHOST, jiff::Timestamp::UNIX_EPOCH));
+            is_send(session.machines_named(""));
+            is_send(session.isolation_actions(""));
+            is_send(session.machine_action(""));
+            is_send(session.isolate("", IsolationType::Full, ""));
+            is_send(session.unisolate("", ""));
+            is_send(session.cancel("", ""));
+            is_send(session.open_alerts("", 1));
             is_send(session.machines_top1());
             is_send(session.file_alerts("", 1));
             is_send(session.domain_alerts("", 1));

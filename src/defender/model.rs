@@ -3,6 +3,9 @@
 //! Reading is tolerant, as `defender.md` 5.0 asks: unknown members are ignored, every member may be absent or null,
 //! enumerations stay text, times stay text as received.
 
+use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::Offset;
 use serde::{Deserialize, Deserializer};
 
 /// A list answer: `{"value": [...], "@odata.nextLink": "..."}`. A missing or null `value` is an empty list.
@@ -88,7 +91,7 @@ pub struct File {
     pub md5: Option<String>,
 }
 
-/// A machine (`defender.md` 5.6), as far as sightings need it.
+/// A machine (`defender.md` 5.6), as far as sightings and containment need it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Machine {
@@ -105,6 +108,109 @@ pub struct Machine {
     pub os_architecture: Option<String>,
     /// `24H2`, ...
     pub version: Option<String>,
+    /// The last full report: UTC, 0 to 7 fraction digits.
+    pub last_seen: Option<String>,
+    /// `Active`, `Inactive`, ...
+    pub health_status: Option<String>,
+    /// `Onboarded`, `CanBeOnboarded`, `Unsupported`, `InsufficientInfo`.
+    pub onboarding_status: Option<String>,
+    /// `None`, `Informational`, `Low`, `Medium`, `High`.
+    pub risk_score: Option<String>,
+    /// `None`, `Low`, `Medium`, `High`.
+    pub exposure_level: Option<String>,
+    /// Excluded from the inventory by an administrator.
+    #[serde(deserialize_with = "null_is_empty")]
+    pub is_excluded: bool,
+    /// The machine that this one became part of.
+    pub merged_into_machine_id: Option<String>,
+    /// The adapters' addresses.
+    #[serde(deserialize_with = "null_is_empty")]
+    pub ip_addresses: Vec<MachineAddress>,
+}
+
+/// An address of a machine's adapter (`defender.md` 5.6).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct MachineAddress {
+    /// IPv4 or IPv6.
+    pub ip_address: Option<String>,
+    /// `Up`, `Down`.
+    pub operational_status: Option<String>,
+}
+
+/// A machine action (`defender.md` 5.10).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct MachineAction {
+    /// GUID.
+    #[serde(deserialize_with = "null_is_empty")]
+    pub id: String,
+    /// `Isolate`, `Unisolate`, ...
+    #[serde(rename = "type", deserialize_with = "null_is_empty")]
+    pub kind: String,
+    /// `Pending`, `InProgress`, `Succeeded`, `Failed`, `TimeOut`, `Cancelled`.
+    #[serde(deserialize_with = "null_is_empty")]
+    pub status: String,
+    /// Who asked: of an application its id.
+    pub requestor: Option<String>,
+    /// The comment it was asked with.
+    pub requestor_comment: Option<String>,
+    /// 40 hex digits.
+    pub machine_id: Option<String>,
+    /// Host name.
+    pub computer_dns_name: Option<String>,
+    /// UTC, 0 to 7 fraction digits.
+    pub creation_date_time_utc: Option<String>,
+    /// As the other times; see [`MachineAction::updated`].
+    pub last_update_date_time_utc: Option<String>,
+    /// The same under the name that it has in lists (`defender.md` 5.10).
+    pub last_update_time_utc: Option<String>,
+}
+
+impl MachineAction {
+    /// Whether it isolates.
+    #[must_use]
+    pub fn is_isolate(&self) -> bool {
+        self.kind.eq_ignore_ascii_case("Isolate")
+    }
+
+    /// Whether it releases.
+    #[must_use]
+    pub fn is_unisolate(&self) -> bool {
+        self.kind.eq_ignore_ascii_case("Unisolate")
+    }
+
+    /// Whether it was carried out.
+    #[must_use]
+    pub fn has_succeeded(&self) -> bool {
+        self.status.eq_ignore_ascii_case("Succeeded")
+    }
+
+    /// Whether it will not change any more. A status that is not known may still become anything.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        ["Succeeded", "Failed", "TimeOut", "Cancelled"].iter().any(|status| self.status.eq_ignore_ascii_case(status))
+    }
+
+    /// When it was asked for; `None` where the service does not say, or not in a form that is known.
+    #[must_use]
+    pub fn created(&self) -> Option<Timestamp> {
+        instant(self.creation_date_time_utc.as_deref()?)
+    }
+
+    /// When it changed last; `None` as for [`MachineAction::created`].
+    #[must_use]
+    pub fn updated(&self) -> Option<Timestamp> {
+        let text = self.last_update_date_time_utc.as_deref().or(self.last_update_time_utc.as_deref());
+        instant(text?)
+    }
+}
+
+/// A time as the service writes it. All are in UTC, whether they say so or not.
+fn instant(text: &str) -> Option<Timestamp> {
+    let text = text.trim();
+    let zoneless = || text.parse::<DateTime>().ok().and_then(|time| Offset::UTC.to_timestamp(time).ok());
+    text.parse().ok().or_else(zoneless)
 }
 
 /// A row of `DeviceFileEvents`. Text is empty when unknown.
@@ -213,4 +319,80 @@ where
     T: Default + Deserialize<'de>,
 {
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    fn data<T: for<'de> Deserialize<'de>>(name: &str) -> T {
+        let path = format!("{}/tests/data/defender/{name}", env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        serde_json::from_slice(&text).unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+
+    #[rstest]
+    #[case("machineaction_isolate_201.json", "Isolate", false, false)]
+    #[case("machineaction_isolate_existing.json", "Isolate", false, false)]
+    #[case("machineaction_isolate_succeeded.json", "Isolate", true, true)]
+    #[case("machineaction_isolate_failed.json", "Isolate", true, false)]
+    #[case("machineaction_isolate_timeout.json", "Isolate", true, false)]
+    #[case("machineaction_isolate_cancelled.json", "Isolate", true, false)]
+    #[case("machineaction_unisolate_201.json", "Unisolate", false, false)]
+    #[case("machineaction_restrict_201.json", "RestrictCodeExecution", false, false)]
+    #[case("machineaction_unrestrict_201.json", "UnrestrictCodeExecution", false, false)]
+    #[case("machineaction_scan_201.json", "RunAntiVirusScan", false, false)]
+    #[case("machineaction_collect_201.json", "CollectInvestigationPackage", false, false)]
+    fn actions_are_read(#[case] file: &str, #[case] kind: &str, #[case] is_final: bool, #[case] succeeded: bool) {
+        let action: MachineAction = data(file);
+        assert_eq!((action.kind.as_str(), action.is_final(), action.has_succeeded()), (kind, is_final, succeeded));
+        assert_eq!((action.is_isolate(), action.is_unisolate()), (kind == "Isolate", kind == "Unisolate"));
+        assert!(!action.id.is_empty() && action.requestor.is_some() && action.requestor_comment.is_some());
+        assert!(action.created() <= action.updated() && action.created().is_some());
+    }
+
+    #[rstest]
+    #[case("machineactions_list_ok.json")]
+    #[case("machine_machineactions_ok.json")]
+    fn lists_of_actions_tell_their_last_change_under_either_name(#[case] file: &str) {
+        let list: Page<MachineAction> = data(file);
+        assert!(!list.value.is_empty() && list.value.iter().all(|action| action.updated().is_some()), "{list:?}");
+        let both: MachineAction = serde_json::from_str(
+            r#"{"lastUpdateDateTimeUtc": "2026-11-20T09:00:01Z", "lastUpdateTimeUtc": "2026-11-20T09:00:00Z"}"#,
+        )
+        .unwrap();
+        assert_eq!(both.updated(), Some("2026-11-20T09:00:01Z".parse().unwrap()));
+    }
+
+    #[rstest]
+    #[case::in_any_case("SUCCEEDED", true)]
+    #[case::not_documented("Expired", false)]
+    #[case::absent("", false)]
+    fn an_unknown_status_may_still_become_anything(#[case] status: &str, #[case] is_final: bool) {
+        let action = MachineAction { status: status.to_owned(), ..MachineAction::default() };
+        assert_eq!(action.is_final(), is_final);
+    }
+
+    #[rstest]
+    #[case("2026-11-20T09:10:48Z", Some("2026-11-20T09:10:48Z"))]
+    #[case("2026-11-20T09:10:48.9132635Z", Some("2026-11-20T09:10:48.9132635Z"))]
+    #[case("2026-11-20T10:10:48+01:00", Some("2026-11-20T09:10:48Z"))]
+    #[case(" 2026-11-20T09:10:48.9 ", Some("2026-11-20T09:10:48.9Z"))]
+    #[case("0001-01-01T00:00:00", Some("0001-01-01T00:00:00Z"))]
+    #[case("soon", None)]
+    #[case("", None)]
+    fn times_are_in_utc_whether_they_say_so_or_not(#[case] text: &str, #[case] expected: Option<&str>) {
+        assert_eq!(instant(text), expected.map(|time| time.parse().unwrap()));
+    }
+
+    #[test]
+    fn machines_are_read_however_sparse() {
+        let machine: Machine = data("machine_ok.json");
+        assert_eq!((machine.risk_score.as_deref(), machine.exposure_level.as_deref()), (Some("High"), Some("Medium")));
+        assert!(machine.last_seen.is_some() && !machine.is_excluded);
+        let sparse: Machine = data("machine_sparse.json");
+        assert!(!sparse.id.is_empty() && sparse.ip_addresses.is_empty(), "{sparse:?}");
+    }
 }

@@ -2,7 +2,7 @@
 //! outcomes and families are constants of the code.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicI64;
+use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -39,6 +39,27 @@ struct Call {
     outcome: &'static str,
 }
 
+/// Labels of a host event.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HostEvent {
+    outcome: &'static str,
+    reason: &'static str,
+}
+
+/// Labels of a sweep or of a look into a feed.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Search {
+    search: &'static str,
+    outcome: &'static str,
+}
+
+/// Labels of host events that the bridge publishes by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OwnEvent {
+    source: &'static str,
+    lane: &'static str,
+}
+
 /// Labels of one lane of a queue.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct QueueLane {
@@ -50,6 +71,18 @@ struct QueueLane {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct QueueName {
     queue: &'static str,
+}
+
+/// Labels of an outcome alone.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
+/// Labels of a permit.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Permit {
+    class: &'static str,
 }
 
 /// Labels of a cache.
@@ -65,15 +98,23 @@ type Durations<L> = Family<L, Histogram, fn() -> Histogram>;
 pub struct Metrics {
     registry: Arc<Registry>,
     requests: Durations<Request>,
+    host_events: Family<HostEvent, Counter>,
     jobs: Durations<Job>,
     waits: Histogram,
     calls: Family<Call, Counter>,
     answers: Family<Cache, Counter>,
+    searches: Family<Search, Counter>,
+    own_events: Family<OwnEvent, Counter>,
     in_hands: Gauge<i64, AtomicI64>,
     connected: Gauge<i64, AtomicI64>,
     ready: Family<QueueLane, Gauge<i64, AtomicI64>>,
     receivers: Family<QueueLane, Gauge<i64, AtomicI64>>,
     dead: Family<QueueName, Gauge<i64, AtomicI64>>,
+    permits: Durations<Permit>,
+    cognito_rate: Gauge<f64, AtomicU64>,
+    reservations: Family<Outcome, Counter>,
+    isolated: Gauge<i64, AtomicI64>,
+    paused: Gauge<i64, AtomicI64>,
 }
 
 impl Default for Metrics {
@@ -83,20 +124,33 @@ impl Default for Metrics {
         let metrics = Self {
             registry: Arc::default(),
             requests: Family::new_with_constructor(histogram),
+            host_events: Family::default(),
             jobs: Family::new_with_constructor(histogram),
             waits: histogram(),
             calls: Family::default(),
             answers: Family::default(),
+            searches: Family::default(),
+            own_events: Family::default(),
             in_hands: Gauge::default(),
             connected: Gauge::default(),
             ready: Family::default(),
             receivers: Family::default(),
             dead: Family::default(),
+            permits: Family::new_with_constructor(histogram),
+            cognito_rate: Gauge::default(),
+            reservations: Family::default(),
+            isolated: Gauge::default(),
+            paused: Gauge::default(),
         };
         registry.register(
             "request_duration_seconds",
-            "Requests to the ingress, by route and outcome (ok, or the code of the first relay error)",
+            "Requests to the ingress, by route and outcome (ok, or the code of the first error)",
             metrics.requests.clone(),
+        );
+        registry.register(
+            "webhook_events",
+            "Host events received, by outcome and reason (accepted, duplicate: their kind; ignored: why; rejected: the fault)",
+            metrics.host_events.clone(),
         );
         registry.register(
             "job_duration_seconds",
@@ -118,11 +172,42 @@ impl Default for Metrics {
             "Observables looked up among answers kept in memory, by outcome (hit, miss)",
             metrics.answers.clone(),
         );
+        registry.register(
+            "searches",
+            "Looks into Cognito for hosts, by kind (sweep, or the feed's name) and outcome (ok, failed, off)",
+            metrics.searches.clone(),
+        );
+        registry.register(
+            "own_events",
+            "Host events that the bridge published by itself, by source (sweep, feed, poll) and lane",
+            metrics.own_events.clone(),
+        );
         registry.register("jobs_in_hands", "Jobs being worked now", metrics.in_hands.clone());
         registry.register("broker_connected", "1 while the broker can be reached", metrics.connected.clone());
         registry.register("queue_ready", "Messages waiting for a worker", metrics.ready.clone());
         registry.register("queue_receivers", "Receivers in the whole deployment", metrics.receivers.clone());
         registry.register("dead_letters", "Messages that nobody could work", metrics.dead.clone());
+        registry.register(
+            "cognito_permit_wait_seconds",
+            "Time that calls to Cognito waited for the deployment's rate, by class (containment, normal)",
+            metrics.permits.clone(),
+        );
+        registry.register(
+            "cognito_rate",
+            "Calls to Cognito a second that this process grants, when it is the one that does",
+            metrics.cognito_rate.clone(),
+        );
+        registry.register(
+            "isolation_reservations",
+            "Isolations asked for, by outcome (granted, or why not)",
+            metrics.reservations.clone(),
+        );
+        registry.register(
+            "isolated_machines",
+            "Machines that the bridge has isolated, in the whole deployment",
+            metrics.isolated.clone(),
+        );
+        registry.register("isolations_paused", "1 while the emergency brake is on", metrics.paused.clone());
         Self { registry: Arc::new(registry), ..metrics }
     }
 }
@@ -131,6 +216,12 @@ impl Metrics {
     /// A request was answered.
     pub fn request(&self, route: &'static str, outcome: &'static str, took: Duration) {
         self.requests.get_or_create(&Request { route, outcome }).observe(took.as_secs_f64());
+    }
+
+    /// Host events were received: `accepted` and `duplicate` with their kind as the reason, `ignored` with why, `rejected`
+    /// with the code of the fault.
+    pub fn host_events(&self, outcome: &'static str, reason: &'static str, count: u64) {
+        self.host_events.get_or_create(&HostEvent { outcome, reason }).inc_by(count);
     }
 
     /// A job is in this process's hands until the returned guard is dropped.
@@ -151,10 +242,45 @@ impl Metrics {
         self.calls.get_or_create(&Call { family, outcome }).inc();
     }
 
+    /// A look into Cognito for hosts has ended.
+    pub fn search(&self, search: &'static str, outcome: &'static str) {
+        self.searches.get_or_create(&Search { search, outcome }).inc();
+    }
+
+    /// A host event that nobody sent was published.
+    pub fn own_event(&self, source: &'static str, lane: &'static str) {
+        self.own_events.get_or_create(&OwnEvent { source, lane }).inc();
+    }
+
     /// Answers were looked up in memory.
     pub fn answers(&self, hits: usize, misses: usize) {
         self.answers.get_or_create(&Cache { outcome: "hit" }).inc_by(hits as u64);
         self.answers.get_or_create(&Cache { outcome: "miss" }).inc_by(misses as u64);
+    }
+
+    /// A call to Cognito got its permit.
+    pub fn cognito_permit(&self, class: &'static str, waited: Duration) {
+        self.permits.get_or_create(&Permit { class }).observe(waited.as_secs_f64());
+    }
+
+    /// So many calls to Cognito a second are granted.
+    pub fn cognito_rate(&self, per_second: f64) {
+        self.cognito_rate.set(per_second);
+    }
+
+    /// An isolation was asked for.
+    pub fn isolation_reservation(&self, outcome: &'static str) {
+        self.reservations.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// So many machines are isolated.
+    pub fn isolated(&self, machines: usize) {
+        self.isolated.set(i64::try_from(machines).unwrap_or(i64::MAX));
+    }
+
+    /// Whether isolations are paused.
+    pub fn isolations_paused(&self, paused: bool) {
+        self.paused.set(i64::from(paused));
     }
 
     /// The Prometheus text, with the queue as `health` shows it.
@@ -193,15 +319,25 @@ mod tests {
     fn the_text_holds_what_was_counted() {
         let metrics = Metrics::default();
         metrics.request("/health", "ok", Duration::from_millis(3));
+        metrics.host_events("ignored", "unknown_kind", 2);
         metrics.call("hunting", "2xx");
+        metrics.cognito_permit("containment", Duration::from_millis(3));
+        metrics.isolation_reservation("rate_limited");
+        metrics.isolated(4);
+        metrics.isolations_paused(true);
         let in_hands = metrics.job_begins(Duration::from_secs(1));
         let depth = QueueDepth { queue: "relay", lane: Lane::Normal, ready: 7, receivers: 2, dead: 0 };
         let health = Health { connected: true, blocked: None, queues: vec![depth] };
         let text = metrics.render(&health);
         for line in [
             "bridge_request_duration_seconds_count{route=\"/health\",outcome=\"ok\"} 1",
+            "bridge_webhook_events_total{outcome=\"ignored\",reason=\"unknown_kind\"} 2",
             "bridge_outbound_calls_total{family=\"hunting\",outcome=\"2xx\"} 1",
             "bridge_jobs_in_hands 1",
+            "bridge_cognito_permit_wait_seconds_count{class=\"containment\"} 1",
+            "bridge_isolation_reservations_total{outcome=\"rate_limited\"} 1",
+            "bridge_isolated_machines 4",
+            "bridge_isolations_paused 1",
             "bridge_queue_ready{queue=\"relay\",lane=\"normal\"} 7",
             "bridge_broker_connected 1",
         ] {

@@ -5,12 +5,15 @@
 use http::HeaderMap;
 use opentelemetry::Context;
 use opentelemetry::propagation::{Extractor, Injector};
-use opentelemetry::trace::TraceContextExt as _;
+use opentelemetry::trace::{SpanContext, TraceContextExt as _, TraceState};
 use tracing::Span;
 use tracing::field::Empty;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use crate::broker::{Delivery, Headers, Message, Queue};
+
+/// Header of a redriven message: the `traceparent` that it had before.
+const REDRIVEN_FROM: &str = "redriven-from";
 
 /// Carries trace context in message headers.
 struct MessageCarrier<'a>(&'a mut Headers);
@@ -149,9 +152,41 @@ pub fn process_span(system: &'static str, queue: &Queue, delivery: &Delivery, no
     if sender.span().span_context().is_valid() {
         span.add_link(sender.span().span_context().clone());
     }
+    if let Some(old) = delivery.message.headers.get(REDRIVEN_FROM) {
+        let old = extract(&MessageReader(&Headers::from([("traceparent".to_owned(), old.clone())])));
+        if old.span().span_context().is_valid() {
+            span.add_link(old.span().span_context().clone());
+        }
+    }
     adopt(&span, sender);
     record_trace_id(&span);
     span
+}
+
+/// Begins a new trace in the headers of a message that is redriven; the spans that process it link to its old one.
+///
+/// Whether anybody records the new trace was decided with the old one: the command that redrives may have no exporter.
+pub fn restart(headers: &mut Headers) {
+    let old = extract(&MessageReader(headers)).span().span_context().clone();
+    if !old.is_valid() {
+        return;
+    }
+    let span = tracing::info_span!(parent: None, "redrive", otel.kind = "producer");
+    span.add_link(old.clone());
+    let new = span.context().span().span_context().clone();
+    if !new.is_valid() {
+        return;
+    }
+    headers.remove("tracestate");
+    if let Some(old) = headers.remove("traceparent") {
+        headers.insert(REDRIVEN_FROM.to_owned(), old);
+    }
+    let flags = new.trace_flags() | old.trace_flags();
+    let new = SpanContext::new(new.trace_id(), new.span_id(), flags, false, TraceState::NONE);
+    opentelemetry::global::get_text_map_propagator(|propagator| {
+        let context = Context::new().with_remote_span_context(new.clone());
+        propagator.inject_context(&context, &mut MessageCarrier(headers));
+    });
 }
 
 /// Marks `span` as failed with a class of error, never with its text.

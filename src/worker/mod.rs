@@ -197,7 +197,7 @@ mod tests {
     struct Panics;
 
     impl Permits for Panics {
-        fn permit<'a>(&'a self, _: &'a str, _: &'a str, _: Family) -> BoxFuture<'a, Result<(), Duration>> {
+        fn permit<'a>(&'a self, _: &'a str, _: &'a str, _: Family, _: bool) -> BoxFuture<'a, Result<(), Duration>> {
             panic!("a defect")
         }
     }

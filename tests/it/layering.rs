@@ -88,7 +88,7 @@ const HOMES: [(&str, &[&str]); 7] = [
 ];
 
 /// Pure modules: no runtime, no network, no clock.
-const PURE: [&str; 2] = ["relay", "mapping"];
+const PURE: [&str; 3] = ["relay", "mapping", "containment"];
 const IMPURE: [&str; 6] = ["tokio::", "std::net::Tcp", "SystemTime::now", "Timestamp::now", "Instant::now", "std::fs"];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {

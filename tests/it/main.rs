@@ -10,6 +10,7 @@ mod breakable;
 mod bridge;
 mod broker_conformance;
 mod cli;
+mod cognito_client;
 mod collector;
 mod defender_client;
 mod hunting_interpreter;

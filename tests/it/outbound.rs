@@ -65,7 +65,8 @@ async fn a_redirect_is_not_followed() {
 async fn nobody_listening_is_no_connection() {
     let gone = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let error = send(request(&format!("http://{gone}").parse().unwrap())).await.unwrap_err();
-    assert!(matches!(error, OutboundError::Connect { .. }), "{error:?}");
+    assert!(matches!(error, OutboundError::Connect { sent: false, .. }), "{error:?}");
+    assert!(!error.may_have_been_sent());
     assert_not_shown(&error);
 }
 
@@ -73,7 +74,8 @@ async fn nobody_listening_is_no_connection() {
 async fn a_connection_closed_before_the_answer_is_no_connection() {
     let server = Scripted::start(|_| async { Reply::Bytes(Vec::new()) }).await;
     let error = send(request(&server.url)).await.unwrap_err();
-    assert!(matches!(error, OutboundError::Connect { .. }), "{error:?}");
+    assert!(matches!(error, OutboundError::Connect { sent: true, .. }), "{error:?}");
+    assert!(error.may_have_been_sent());
     assert_not_shown(&error);
 }
 
@@ -155,9 +157,19 @@ async fn a_server_without_tls_is_another_tls_failure() {
         let _ = stream.read(&mut [0; 1024]).await;
     });
     let error = send(request(&format!("https://{address}").parse().unwrap())).await.unwrap_err();
-    assert!(matches!(error, OutboundError::Tls { .. }), "{error:?}");
+    assert!(matches!(error, OutboundError::Tls { sent: false, .. }), "{error:?}");
     assert_not_shown(&error);
     server.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_handshake_that_does_not_end_is_no_connection_long_before_the_limit_of_the_try() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent = format!("https://{}", listener.local_addr().unwrap()).parse().unwrap();
+    // The kernel takes the connection, nobody answers the handshake.
+    let error = send(request(&silent)).await.unwrap_err();
+    assert!(matches!(error, OutboundError::Connect { sent: false, .. }), "{error:?}");
+    assert_not_shown(&error);
 }
 
 #[tokio::test]

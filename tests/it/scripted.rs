@@ -82,14 +82,22 @@ impl Scripted {
         script: impl Fn(Seen) -> F + Send + Sync + 'static,
     ) -> Scripted {
         let certified = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
-        let key =
-            tokio_rustls::rustls::pki_types::PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
+        Scripted::start_tls_as(script, &certified.cert, &certified.signing_key).await
+    }
+
+    /// With this certificate.
+    pub async fn start_tls_as<F: Future<Output = Reply> + Send>(
+        script: impl Fn(Seen) -> F + Send + Sync + 'static,
+        certificate: &rcgen::Certificate,
+        key: &rcgen::KeyPair,
+    ) -> Scripted {
+        let key = tokio_rustls::rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
         let provider = Arc::new(tokio_rustls::rustls::crypto::aws_lc_rs::default_provider());
         let config = tokio_rustls::rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()
-            .with_single_cert(vec![certified.cert.der().clone()], key)
+            .with_single_cert(vec![certificate.der().clone()], key)
             .unwrap();
         Scripted::serve(script, Some(TlsAcceptor::from(Arc::new(config)))).await
     }

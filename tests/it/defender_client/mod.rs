@@ -1,4 +1,7 @@
-//! The clients of Entra, Defender and Graph against a scripted server: tokens, retries, caches, paging, hunting.
+//! The clients of Entra, Defender and Graph against a scripted server: tokens, retries, caches, paging, hunting; what
+//! isolates and releases machines also against the simulator.
+
+mod containment;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -484,7 +487,13 @@ struct Desk {
 }
 
 impl Permits for Desk {
-    fn permit<'a>(&'a self, tenant: &'a str, client: &'a str, family: Family) -> BoxFuture<'a, Result<(), Duration>> {
+    fn permit<'a>(
+        &'a self,
+        tenant: &'a str,
+        client: &'a str,
+        family: Family,
+        _: bool,
+    ) -> BoxFuture<'a, Result<(), Duration>> {
         self.asked.lock().unwrap().push((tenant.to_owned(), client.to_owned(), family));
         let refused = family == Family::Files;
         async move { if refused { Err(Duration::from_secs(3600)) } else { Ok(()) } }.boxed()
