@@ -4,9 +4,11 @@
 //! newer one is put off for a newer worker (`DESIGN.md` 10, ruling 4), so that a deployment can be upgraded in any order.
 
 use bytes::Bytes;
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::broker::{Queue, Style, Topology};
+use crate::broker::{Lane, Message, Queue, Style, Topology};
 use crate::credentials::Sealed;
 
 /// The version this build writes, and the newest it reads.
@@ -15,13 +17,43 @@ pub const VERSION: u32 = 1;
 /// The queue of relay calls.
 pub const RELAY: Queue = Queue { name: "relay", style: Style::Ask, single_active: false };
 
+/// The queue of host events: hints that a host of Cognito should be looked at.
+pub const HOSTS: Queue = Queue { name: "hosts", style: Style::Durable, single_active: false };
+
+/// Questions to the desk, which one worker of the deployment answers (`DESIGN.md` 5).
+pub const DESK: Queue = Queue { name: "desk", style: Style::Ask, single_active: true };
+
+/// Retained: the emergency brake.
+pub const BRAKE: &str = "brake";
+
+/// Retained: the cap of isolations per hour that replaces the setting for a time. Apart from [`BRAKE`], so that neither
+/// is written over when both change at once.
+pub const CAP: &str = "cap";
+
+/// Retained: the isolations of the last hour and those that are not ended.
+pub const LEDGER: &str = "ledger";
+
+/// Retained: reservations that workers made without a desk.
+pub const DESKLESS: &str = "deskless";
+
+/// Retained: the tags that the workers are configured for, from which the ingress knows the lane of an event.
+pub const TRIGGERS: &str = "triggers";
+
+/// Retained: how far Cognito's feeds were read.
+pub const FEEDS: &str = "feeds";
+
 /// Everything the deployment declares at its broker.
 ///
 /// At most 5,000 relay calls wait in a lane: at the published quotas that is hours of work, so a longer queue would only
 /// hold requests that cannot be answered in time. 100,000 durable messages are more hosts than one brain has.
-pub static TOPOLOGY: Topology = Topology { queues: &[RELAY], retained: &[], ask_limit: 5_000, durable_limit: 100_000 };
+pub static TOPOLOGY: Topology = Topology {
+    queues: &[RELAY, HOSTS, DESK],
+    retained: &[BRAKE, CAP, LEDGER, DESKLESS, TRIGGERS, FEEDS],
+    ask_limit: 5_000,
+    durable_limit: 100_000,
+};
 
-/// One piece of work.
+/// One relay call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "job", rename_all = "snake_case")]
 pub enum Job {
@@ -49,6 +81,175 @@ pub struct Health {
     pub credentials: Sealed,
 }
 
+/// A host of Cognito should be looked at (`cognito.md` 4.7). What is done is decided from the host itself; an event says
+/// only which one, and why somebody thinks so.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    /// The sender's id of the event, or the one made from it (`cognito.md` 4.6); stable over resends and redrives.
+    pub event_id: String,
+    /// Who sent it: the name of a webhook sender, `sweep`, `feed`, `poll`.
+    pub sender: String,
+    /// Cognito's id of the host, from 1.
+    pub host_id: u64,
+    /// What the event said.
+    pub kind: HostKind,
+    /// When it happened, by the sender. A candidate for the lookup's time, of score events only.
+    pub occurred_at: Timestamp,
+    /// When the bridge received it.
+    pub received_at: Timestamp,
+    /// What the event said of tags or scores; for the choice of the lane and for logs, never for a decision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<Hint>,
+    /// Who did it, as the sender says; for logs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub actor: Option<String>,
+    /// How far the work has got; absent in a new event.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+}
+
+/// The kinds of canonical host events (`cognito.md` 4.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HostKind {
+    /// A tag was added.
+    #[serde(rename = "host.tag.added")]
+    TagAdded,
+    /// A tag was removed.
+    #[serde(rename = "host.tag.removed")]
+    TagRemoved,
+    /// The list of tags changed.
+    #[serde(rename = "host.tags.changed")]
+    TagsChanged,
+    /// The scores changed.
+    #[serde(rename = "host.scored")]
+    Scored,
+    /// Look at it, whatever the reason.
+    #[serde(rename = "host.reconcile")]
+    Reconcile,
+}
+
+impl HostKind {
+    /// The name in events, logs and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::TagAdded => "host.tag.added",
+            Self::TagRemoved => "host.tag.removed",
+            Self::TagsChanged => "host.tags.changed",
+            Self::Scored => "host.scored",
+            Self::Reconcile => "host.reconcile",
+        }
+    }
+}
+
+/// What an event says about its host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hint {
+    /// The tag that was added or removed.
+    Tag(String),
+    /// The tags that the host has now, as far as the event says.
+    Tags(Vec<String>),
+    /// The scores, 0 to 100.
+    Score {
+        /// Threat.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        threat: Option<u8>,
+        /// Certainty.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        certainty: Option<u8>,
+        /// Urgency, of hosted brains.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        urgency: Option<u8>,
+    },
+    /// An operator orders the release of what the bridge has isolated; to be worked as an unblock request without a tag.
+    Release {
+        /// Who.
+        by: String,
+        /// Why.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+}
+
+/// How far the work on a host has got, carried by its message between tries.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// How often the open machine action was looked at since it was posted or adopted.
+    #[serde(default)]
+    pub looks: u32,
+    /// The machine action that is being followed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub action_id: Option<String>,
+    /// The brake or a cap held the isolation back: nothing is done before it is released.
+    #[serde(default)]
+    pub held: bool,
+    /// How often an action was looked for since it was posted with an unknown outcome; 0: there was no such post.
+    #[serde(default)]
+    pub unknown: u32,
+}
+
+/// The tags that the workers act on, as retained under [`TRIGGERS`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Triggers {
+    /// The block and the unblock tag: events that name one of them are urgent.
+    pub urgent: Vec<String>,
+    /// The enrichment tag.
+    pub normal: Vec<String>,
+}
+
+impl Host {
+    /// What the keys of host events begin with; Cognito's id of the host follows.
+    pub const KEY_PREFIX: &str = "host-";
+
+    /// The key under which the events of one host never run side by side.
+    #[must_use]
+    pub fn key(&self) -> String {
+        Self::key_of(self.host_id)
+    }
+
+    /// The key of the events of this host.
+    #[must_use]
+    pub fn key_of(host_id: u64) -> String {
+        format!("{}{host_id}", Self::KEY_PREFIX)
+    }
+
+    /// The lane of a new event: urgent when it may be about containment. While no worker has said which tags it acts on
+    /// (`triggers` is `None`), every event about tags may be; one that does not say which tags may be at any time.
+    #[must_use]
+    pub fn lane(&self, triggers: Option<&Triggers>) -> Lane {
+        let urgent = match (&self.hint, triggers) {
+            (Some(Hint::Tag(_) | Hint::Tags(_)), None) | (Some(Hint::Release { .. }), _) => true,
+            (Some(Hint::Tag(tag)), Some(triggers)) => triggers.urgent.contains(tag),
+            (Some(Hint::Tags(tags)), Some(triggers)) => tags.iter().any(|tag| triggers.urgent.contains(tag)),
+            (None, _) => matches!(self.kind, HostKind::TagAdded | HostKind::TagRemoved | HostKind::TagsChanged),
+            (Some(Hint::Score { .. }), _) => false,
+        };
+        if urgent { Lane::Urgent } else { Lane::Normal }
+    }
+
+    /// The body of a message.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        encode(self)
+    }
+
+    /// Reads the body of a message.
+    ///
+    /// # Errors
+    /// See [`DecodeError`]; the text names the place, never the content.
+    pub fn decode(body: &[u8]) -> Result<Self, DecodeError> {
+        decode(body)
+    }
+
+    /// The message of a new event.
+    #[must_use]
+    pub fn into_message(self, lane: Lane) -> Message {
+        let key = self.key();
+        Message { lane, key: Some(key), ..Message::new(self.encode()) }
+    }
+}
+
 /// Why a body is not a job for this build.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
@@ -61,10 +262,10 @@ pub enum DecodeError {
 }
 
 #[derive(Serialize)]
-struct Written<'a> {
+struct Written<'a, T> {
     v: u32,
     #[serde(flatten)]
-    job: &'a Job,
+    job: &'a T,
 }
 
 #[derive(Deserialize)]
@@ -85,7 +286,7 @@ impl Job {
     /// The body of a message.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        serde_json::to_vec(&Written { v: VERSION, job: self }).expect("a job serialises").into()
+        encode(self)
     }
 
     /// Reads the body of a message.
@@ -93,20 +294,33 @@ impl Job {
     /// # Errors
     /// See [`DecodeError`]; the text names the place, never the content.
     pub fn decode(body: &[u8]) -> Result<Self, DecodeError> {
-        let undecodable = |error: serde_json::Error| {
-            DecodeError::Undecodable(format!(
-                "{:?} error at line {} column {}",
-                error.classify(),
-                error.line(),
-                error.column()
-            ))
-        };
-        let version: Version = serde_json::from_slice(body).map_err(undecodable)?;
-        if version.v > VERSION {
-            return Err(DecodeError::Newer(version.v));
-        }
-        serde_json::from_slice(body).map_err(undecodable)
+        decode(body)
     }
+}
+
+/// `job` as JSON, its version beside its members.
+pub(crate) fn encode<T: Serialize>(job: &T) -> Bytes {
+    serde_json::to_vec(&Written { v: VERSION, job }).expect("a job serialises").into()
+}
+
+/// Reads what [`encode`] wrote.
+///
+/// # Errors
+/// See [`DecodeError`]; the text names the place, never the content.
+pub(crate) fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, DecodeError> {
+    let undecodable = |error: serde_json::Error| {
+        DecodeError::Undecodable(format!(
+            "{:?} error at line {} column {}",
+            error.classify(),
+            error.line(),
+            error.column()
+        ))
+    };
+    let version: Version = serde_json::from_slice(body).map_err(undecodable)?;
+    if version.v > VERSION {
+        return Err(DecodeError::Newer(version.v));
+    }
+    serde_json::from_slice(body).map_err(undecodable)
 }
 
 #[cfg(test)]
@@ -117,6 +331,43 @@ mod tests {
     fn observe(observables: Vec<(String, String)>) -> Job {
         let credentials = serde_json::from_str("\"k.AAAA\"").unwrap();
         Job::Observe(Observe { credentials, limit: 100, observables })
+    }
+
+    #[test]
+    fn an_event_that_may_be_about_containment_is_urgent() {
+        use HostKind::{Reconcile, Scored, TagAdded, TagRemoved, TagsChanged};
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let tag = |tag: &str| Some(Hint::Tag(tag.to_owned()));
+        let tags = |tags: &[&str]| Some(Hint::Tags(words(tags)));
+        let score = Some(Hint::Score { threat: Some(99), certainty: None, urgency: None });
+        let triggers = Triggers { urgent: words(&["block", "unblock"]), normal: words(&["host_context"]) };
+        // kind, hint, lane while the tags are unknown, lane when they are known
+        for (kind, hint, unknown, known) in [
+            (TagAdded, tag("block"), Lane::Urgent, Lane::Urgent),
+            (TagAdded, tag("Block"), Lane::Urgent, Lane::Normal),
+            (TagAdded, tag("host_context"), Lane::Urgent, Lane::Normal),
+            (TagsChanged, tags(&["VIP", "unblock"]), Lane::Urgent, Lane::Urgent),
+            (TagsChanged, tags(&["VIP", "host_context"]), Lane::Urgent, Lane::Normal),
+            (TagsChanged, tags(&[]), Lane::Urgent, Lane::Normal),
+            (TagsChanged, None, Lane::Urgent, Lane::Urgent),
+            (TagRemoved, None, Lane::Urgent, Lane::Urgent),
+            (Scored, score, Lane::Normal, Lane::Normal),
+            (Scored, None, Lane::Normal, Lane::Normal),
+            (Reconcile, None, Lane::Normal, Lane::Normal),
+        ] {
+            let host = Host {
+                event_id: "e".into(),
+                sender: "s".into(),
+                host_id: 1,
+                kind,
+                occurred_at: Timestamp::UNIX_EPOCH,
+                received_at: Timestamp::UNIX_EPOCH,
+                hint,
+                actor: None,
+                progress: None,
+            };
+            assert_eq!((host.lane(None), host.lane(Some(&triggers))), (unknown, known), "{host:?}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What travels through the seam: messages, deliveries, settlements and errors. No broker and no job is known here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -207,6 +207,12 @@ impl Delivery {
         Self { message, attempt, published, deadline, destination, settler: Some(settler) }
     }
 
+    /// Whether the broker has taken the message back already, as far as this process knows: somebody else gets it.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.settler.as_ref().is_some_and(|settler| settler.is_lost())
+    }
+
     /// Ends the delivery.
     ///
     /// # Errors
@@ -264,7 +270,7 @@ impl Receiver {
         loop {
             let delivery = self.deliveries.recv().await?;
             let awaited = delivery.deadline.is_none_or(|deadline| deadline > Timestamp::now());
-            if awaited && !delivery.settler.as_ref().is_some_and(|settler| settler.is_lost()) {
+            if awaited && !delivery.is_lost() {
                 return Some(delivery);
             }
         }
@@ -327,10 +333,12 @@ pub struct DeadLetterFilter {
     pub cause: Option<String>,
     /// [`Message::key`].
     pub key: Option<String>,
+    /// Died at this time or later.
+    pub died_from: Option<Timestamp>,
     /// Died before this time.
     pub died_before: Option<Timestamp>,
     /// One of these ids.
-    pub ids: Vec<Uuid>,
+    pub ids: BTreeSet<Uuid>,
     /// At most this many, oldest first; 0 = all.
     pub limit: usize,
 }
@@ -342,6 +350,7 @@ impl DeadLetterFilter {
         self.queue.as_ref().is_none_or(|queue| *queue == letter.queue)
             && self.cause.as_ref().is_none_or(|cause| *cause == letter.cause.code)
             && self.key.as_ref().is_none_or(|key| letter.message.key.as_ref() == Some(key))
+            && self.died_from.is_none_or(|from| letter.died >= from)
             && self.died_before.is_none_or(|before| letter.died < before)
             && (self.ids.is_empty() || self.ids.contains(&letter.message.id))
     }

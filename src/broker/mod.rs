@@ -125,7 +125,8 @@ pub trait Broker: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Vec<DeadLetter>, BrokerError>> + Send;
 
     /// Sends the dead letters that match `filter` back to their queues, with their ids, attempts starting at 1 again,
-    /// at most `per_second` each second (0 = no limit). Returns how many.
+    /// at most `per_second` each second (0 = no limit). Returns how many. `readdress` is given the headers of each on
+    /// its way, so that it can begin a new trace.
     ///
     /// # Errors
     /// When the broker cannot be reached or refuses one; those already sent stay sent, the others stay dead letters.
@@ -133,6 +134,7 @@ pub trait Broker: Clone + Send + Sync + 'static {
         &self,
         filter: &DeadLetterFilter,
         per_second: u32,
+        readdress: fn(&mut Headers),
     ) -> impl Future<Output = Result<u64, BrokerError>> + Send;
 
     /// Deletes the dead letters that match `filter`. Returns how many.

@@ -51,6 +51,13 @@ impl Node {
         self.run("kill", Vec::new()).await;
     }
 
+    /// Sends the node a signal, like `-STOP`.
+    pub async fn signal(&self, signal: &str) {
+        let pid = self.run("pid", Vec::new()).await;
+        let sent = Command::new("kill").args([signal, pid.trim()]).status().expect("kill runs");
+        assert!(sent.success(), "{signal} {pid}");
+    }
+
     /// `rabbitmqctl`.
     pub async fn ctl(&self, arguments: &[&str]) -> String {
         self.run("ctl", arguments.iter().map(|argument| (*argument).to_owned()).collect()).await
@@ -92,7 +99,7 @@ fn script(base: &Path, command: &str, arguments: &[String]) -> String {
 }
 
 /// Below the range from which the kernel takes source ports; each call of a process begins elsewhere.
-fn free_ports() -> [u16; 3] {
+pub fn free_ports() -> [u16; 3] {
     static CALLS: AtomicU16 = AtomicU16::new(0);
     let process = u16::try_from(std::process::id() % 4_000).expect("below 4,000");
     let start = 12_000 + process + CALLS.fetch_add(1, Ordering::Relaxed) * 100;

@@ -24,7 +24,7 @@ use super::Inner;
 use super::envelope::{Envelope, now_ms};
 use super::lease::{lock, unlock};
 use super::link::{CALL_LIMIT, Session, failure, limited};
-use crate::broker::{BrokerError, DeadLetter, DeadLetterFilter, LINK_PATIENCE, PUBLISH_LIMIT, Queue};
+use crate::broker::{BrokerError, DeadLetter, DeadLetterFilter, Headers, LINK_PATIENCE, PUBLISH_LIMIT, Queue};
 
 /// How many letters stream out at most before the rest is taken one by one: AMQP's largest prefetch.
 const AT_ONCE: u16 = u16::MAX;
@@ -94,7 +94,12 @@ pub(super) async fn discard(inner: &Inner, filter: &DeadLetterFilter) -> Result<
 
 /// # Errors
 /// As [`crate::broker::Broker::redrive`].
-pub(super) async fn redrive(inner: &Inner, filter: &DeadLetterFilter, per_second: u32) -> Result<u64, BrokerError> {
+pub(super) async fn redrive(
+    inner: &Inner,
+    filter: &DeadLetterFilter,
+    per_second: u32,
+    readdress: fn(&mut Headers),
+) -> Result<u64, BrokerError> {
     let mut ticks = (per_second > 0).then(|| {
         let mut ticks = interval(Duration::from_secs(1) / per_second);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -105,7 +110,11 @@ pub(super) async fn redrive(inner: &Inner, filter: &DeadLetterFilter, per_second
     loop {
         let mut look = look(inner, &filter, since).await?;
         let wanted = look.found.len();
-        let round = send_all(inner, look.found.drain(..), &mut ticks).await;
+        let letters = look.found.drain(..).map(|mut found| {
+            readdress(&mut found.envelope.message.headers);
+            found
+        });
+        let round = send_all(inner, letters, &mut ticks).await;
         look.end().await;
         total += round.sent as u64;
         if let Some(error) = round.failed {

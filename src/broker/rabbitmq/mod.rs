@@ -51,8 +51,8 @@ use self::link::{Link, Session, limited};
 use self::names::Names;
 use self::publisher::Publisher;
 use super::message::{
-    BrokerError, DeadLetter, DeadLetterFilter, Health, Lane, Message, Queue, QueueDepth, Receiver, Repeat, Style,
-    Topology,
+    BrokerError, DeadLetter, DeadLetterFilter, Headers, Health, Lane, Message, Queue, QueueDepth, Receiver, Repeat,
+    Style, Topology,
 };
 use super::{BODY_LIMIT_BYTES, Broker, PUBLISH_LIMIT};
 
@@ -301,8 +301,13 @@ impl Broker for RabbitMq {
         self.open(dead::list(&self.inner, filter)).await
     }
 
-    async fn redrive(&self, filter: &DeadLetterFilter, per_second: u32) -> Result<u64, BrokerError> {
-        self.open(dead::redrive(&self.inner, filter, per_second)).await
+    async fn redrive(
+        &self,
+        filter: &DeadLetterFilter,
+        per_second: u32,
+        readdress: fn(&mut Headers),
+    ) -> Result<u64, BrokerError> {
+        self.open(dead::redrive(&self.inner, filter, per_second, readdress)).await
     }
 
     async fn discard(&self, filter: &DeadLetterFilter) -> Result<u64, BrokerError> {

@@ -1,10 +1,11 @@
 //! The statements for dead letters. Like `store`, everything runs inside a transaction of its caller.
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use rusqlite::{Result, Row, ToSql, params};
 
 use super::store::{Arrival, Hold, Store, count_of, headers_of, id_of, lane_of, repeat_of, time_of};
-use crate::broker::message::{BrokerError, Cause, DeadLetter, DeadLetterFilter, Message};
+use crate::broker::message::{BrokerError, Cause, DeadLetter, DeadLetterFilter, Headers, Message};
 
 /// The longest [`Cause::detail`] that is kept.
 const DETAIL_LIMIT_BYTES: usize = 1_000;
@@ -14,6 +15,7 @@ const DETAIL_LIMIT_BYTES: usize = 1_000;
 const MATCHES: &str = "(:queue IS NULL OR queue = :queue)
     AND (:cause IS NULL OR cause = :cause)
     AND (:key IS NULL OR key = :key)
+    AND (:from IS NULL OR died >= :from)
     AND (:before IS NULL OR died < :before)
     AND (:ids IS NULL OR hex(id) IN (SELECT value FROM json_each(:ids)))
     AND seq <= :newest";
@@ -21,6 +23,7 @@ const MATCHES: &str = "(:queue IS NULL OR queue = :queue)
 /// A filter in the words of the tables.
 struct Parameters<'a> {
     filter: &'a DeadLetterFilter,
+    from: Option<i64>,
     before: Option<i64>,
     ids: Option<String>,
     newest: i64,
@@ -35,19 +38,21 @@ impl<'a> Parameters<'a> {
         });
         // Times are kept in microseconds, rounded down: what died within the filter's microsecond died before it only
         // if the filter's time is past its beginning.
-        let before = filter.died_before.map(|before| {
-            let micros = before.as_microsecond();
-            if before > time_of(micros) { micros.saturating_add(1) } else { micros }
-        });
+        let rounded_up = |time: Timestamp| {
+            let micros = time.as_microsecond();
+            if time > time_of(micros) { micros.saturating_add(1) } else { micros }
+        };
+        let (from, before) = (filter.died_from.map(rounded_up), filter.died_before.map(rounded_up));
         let limit = if limit == 0 { -1 } else { i64::try_from(limit).unwrap_or(i64::MAX) };
-        Self { filter, before, ids, newest, limit }
+        Self { filter, from, before, ids, newest, limit }
     }
 
-    fn named(&self) -> [(&'static str, &dyn ToSql); 7] {
+    fn named(&self) -> [(&'static str, &dyn ToSql); 8] {
         [
             (":queue", &self.filter.queue),
             (":cause", &self.filter.cause),
             (":key", &self.filter.key),
+            (":from", &self.from),
             (":before", &self.before),
             (":ids", &self.ids),
             (":newest", &self.newest),
@@ -129,7 +134,7 @@ impl Store<'_> {
     }
 
     /// Sends up to `limit` dead letters that match back, as far as `admit` lets them, which is given the queue and how
-    /// much waits in the lane. Returns how many, and why the next one was refused.
+    /// much waits in the lane; `readdress` is given their headers. Returns how many, and why the next one was refused.
     pub(super) fn redrive(
         self,
         filter: &DeadLetterFilter,
@@ -137,12 +142,14 @@ impl Store<'_> {
         limit: usize,
         now: i64,
         admit: impl Fn(&str, u64) -> std::result::Result<(), BrokerError>,
+        readdress: fn(&mut Headers),
     ) -> Result<(u64, Option<BrokerError>)> {
         let mut sent = 0;
-        for (seq, letter) in self.matching(filter, newest, limit)? {
+        for (seq, mut letter) in self.matching(filter, newest, limit)? {
             if let Err(refusal) = admit(&letter.queue, self.waiting(&letter.queue, letter.message.lane)?) {
                 return Ok((sent, Some(refusal)));
             }
+            readdress(&mut letter.message.headers);
             let arrival = Arrival {
                 queue: &letter.queue,
                 message: &letter.message,

@@ -32,7 +32,7 @@ mod writer;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc as commands};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -46,8 +46,8 @@ use self::receiving::Entry;
 use self::store::{Arrival, later};
 use self::writer::{Effect, Shared, Slot, Work, Writer};
 use super::message::{
-    BrokerError, DeadLetter, DeadLetterFilter, Health, Lane, Message, Queue, QueueDepth, Receiver, Repeat, Style,
-    Topology,
+    BrokerError, DeadLetter, DeadLetterFilter, Headers, Health, Lane, Message, Queue, QueueDepth, Receiver, Repeat,
+    Style, Topology,
 };
 use super::{BODY_LIMIT_BYTES, Broker, PUBLISH_LIMIT};
 
@@ -56,6 +56,16 @@ const OPERATION_LIMIT: Duration = Duration::from_secs(10);
 
 /// Dead letters sent back in one transaction at most: their bodies are in memory, and others wait meanwhile.
 const REDRIVE_LIMIT: usize = 50;
+
+/// A redrive without a rate leaves the file to others for as long as it has just had it, within these bounds: whoever
+/// waits for SQLite's lock only looks now and then whether it is free.
+const REDRIVE_PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
+
+/// How long a look at dead letters, or one turn of a redrive, goes on trying while other processes write to the file.
+const OPERATOR_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Between two tries.
+const OPERATOR_PAUSE: Duration = Duration::from_millis(250);
 
 /// Where the queue is and what it has.
 #[derive(Debug, Clone)]
@@ -152,6 +162,22 @@ fn fits(bytes: usize, limit: usize) -> Result<(), BrokerError> {
 fn message_fits(message: &Message) -> Result<(), BrokerError> {
     fits(message.body.len(), BODY_LIMIT_BYTES)?;
     fits(message.key.as_ref().map_or(0, String::len), Message::KEY_LIMIT_BYTES)
+}
+
+/// Tries again while another process writes to the file: nothing was done then, and operators can wait.
+async fn patiently<T, F>(call: impl Fn() -> F) -> Result<T, BrokerError>
+where
+    F: Future<Output = Result<T, BrokerError>>,
+{
+    let begun = Instant::now();
+    loop {
+        match call().await {
+            Err(BrokerError::Unavailable(_)) if begun.elapsed() < OPERATOR_PATIENCE => {
+                tokio::time::sleep(OPERATOR_PAUSE).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Takes the lock and, the first time, brings back what was in the hands of the former holder.
@@ -274,44 +300,63 @@ impl Broker for Sqlite {
     }
 
     async fn dead_letters(&self, filter: &DeadLetterFilter) -> Result<Vec<DeadLetter>, BrokerError> {
-        let filter = filter.clone();
-        self.link.call(false, None, OPERATION_LIMIT, move |work| work.store.dead_letters(&filter).map(Ok)).await
+        let look = || {
+            let filter = filter.clone();
+            self.link.call(false, None, OPERATION_LIMIT, move |work| work.store.dead_letters(&filter).map(Ok))
+        };
+        patiently(look).await
     }
 
-    async fn redrive(&self, filter: &DeadLetterFilter, per_second: u32) -> Result<u64, BrokerError> {
+    async fn redrive(
+        &self,
+        filter: &DeadLetterFilter,
+        per_second: u32,
+        readdress: fn(&mut Headers),
+    ) -> Result<u64, BrokerError> {
         // Ten times a second at most, so that a high rate does not become a transaction for each message.
         let step = if per_second == 0 { REDRIVE_LIMIT } else { REDRIVE_LIMIT.min(1.max(per_second as usize / 10)) };
-        let pause = if per_second == 0 { Duration::ZERO } else { Duration::from_secs(1) * step as u32 / per_second };
-        let newest = self.link.call(false, None, OPERATION_LIMIT, |work| work.store.newest_dead().map(Ok)).await?;
+        let pause = (per_second > 0).then(|| Duration::from_secs(1) * step as u32 / per_second);
+        let newest = || self.link.call(false, None, OPERATION_LIMIT, |work| work.store.newest_dead().map(Ok));
+        let newest = patiently(newest).await?;
         let mut left = if filter.limit == 0 { usize::MAX } else { filter.limit };
         let mut total = 0;
         loop {
-            let (filter, topology, limit) = (filter.clone(), self.topology, left.min(step));
-            let sending = self.link.call(true, None, OPERATION_LIMIT, move |work| {
-                let admit = |queue: &str, waiting: u64| {
-                    let known = topology.queues.iter().find(|known| known.name == queue);
-                    match known.map(|known| waiting < limit_of(topology, known)) {
-                        Some(true) => Ok(()),
-                        Some(false) => Err(BrokerError::Full),
-                        None => Err(BrokerError::Unroutable(queue.to_owned())),
-                    }
-                };
-                work.store.redrive(&filter, newest, limit, work.now, admit).map(Ok)
-            });
-            let (sent, refusal) = sending.await?;
+            let begun = Instant::now();
+            let (topology, limit) = (self.topology, left.min(step));
+            let send = || {
+                let filter = filter.clone();
+                self.link.call(true, None, OPERATION_LIMIT, move |work| {
+                    let admit = |queue: &str, waiting: u64| {
+                        let known = topology.queues.iter().find(|known| known.name == queue);
+                        match known.map(|known| waiting < limit_of(topology, known)) {
+                            Some(true) => Ok(()),
+                            Some(false) => Err(BrokerError::Full),
+                            None => Err(BrokerError::Unroutable(queue.to_owned())),
+                        }
+                    };
+                    work.store.redrive(&filter, newest, limit, work.now, admit, readdress).map(Ok)
+                })
+            };
+            let (sent, refusal) = patiently(send).await?;
             total += sent;
             left -= usize::try_from(sent).unwrap_or(left);
             match refusal {
                 Some(refusal) => return Err(refusal),
                 None if left == 0 || sent < limit as u64 => return Ok(total),
-                None => tokio::time::sleep(pause).await,
+                None => {
+                    let turn = begun.elapsed().clamp(REDRIVE_PAUSE.0, REDRIVE_PAUSE.1);
+                    tokio::time::sleep(pause.unwrap_or(turn)).await;
+                }
             }
         }
     }
 
     async fn discard(&self, filter: &DeadLetterFilter) -> Result<u64, BrokerError> {
-        let filter = filter.clone();
-        self.link.call(true, None, OPERATION_LIMIT, move |work| work.store.discard(&filter).map(Ok)).await
+        let discard = || {
+            let filter = filter.clone();
+            self.link.call(true, None, OPERATION_LIMIT, move |work| work.store.discard(&filter).map(Ok))
+        };
+        patiently(discard).await
     }
 
     async fn retain(&self, name: &'static str, value: Bytes) -> Result<(), BrokerError> {
@@ -327,6 +372,9 @@ impl Broker for Sqlite {
 
     async fn watch(&self, name: &'static str) -> Result<watch::Receiver<Option<Bytes>>, BrokerError> {
         let slot = self.slot(name)?;
+        // Before the thread decides how long to wait for its next command: it looks for others' writes while it has
+        // watchers.
+        let mut watcher = self.shared.slots[slot].value.subscribe();
         let known = self.link.call(false, None, OPERATION_LIMIT, move |work| {
             if let Some((version, value)) = work.store.retained(name, 0)? {
                 work.effects.push(Effect::Retained { slot, version, value });
@@ -334,7 +382,8 @@ impl Broker for Sqlite {
             Ok(Ok(()))
         });
         known.await?;
-        Ok(self.shared.slots[slot].value.subscribe())
+        watcher.mark_unchanged();
+        Ok(watcher)
     }
 
     async fn check(&self) -> Health {
@@ -371,8 +420,6 @@ impl Broker for Sqlite {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
     use crate::broker::message::Settlement;
 

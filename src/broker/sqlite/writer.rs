@@ -426,8 +426,11 @@ impl Writer {
 
     fn failed(&mut self, error: &rusqlite::Error, what: &'static str) {
         let told = file::error(error);
-        if self.last_failure.is_none() {
-            tracing::error!(error = %told, "{what}");
+        match (&self.last_failure, &told) {
+            (Some(_), _) => {}
+            // It passes by itself.
+            (None, BrokerError::Unavailable(_)) => tracing::warn!(error = %told, "{what}"),
+            (None, _) => tracing::error!(error = %told, "{what}"),
         }
         self.last_failure = Some(Instant::now());
         self.blocked = Some(told);

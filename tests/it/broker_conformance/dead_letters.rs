@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use defender_bridge::broker::{Broker, Cause, DeadLetter, DeadLetterFilter, Lane, Message, Repeat, Settlement};
+use defender_bridge::broker::{
+    Broker, Cause, DeadLetter, DeadLetterFilter, Headers, Lane, Message, Repeat, Settlement,
+};
 use jiff::Timestamp;
 use uuid::Uuid;
 
@@ -20,6 +22,9 @@ async fn list<B: Broker>(broker: &B, filter: &DeadLetterFilter) -> Vec<DeadLette
 fn ids(letters: &[DeadLetter]) -> Vec<Uuid> {
     letters.iter().map(|letter| letter.message.id).collect()
 }
+
+/// Leaves the headers of a redriven message alone.
+const AS_IT_WAS: fn(&mut Headers) = |_| {};
 
 fn all() -> DeadLetterFilter {
     DeadLetterFilter::default()
@@ -110,7 +115,7 @@ pub(crate) async fn promise_06_the_filter_selects<W: World>() {
         (DeadLetterFilter { queue: some("nowhere"), ..all() }, vec![]),
         (DeadLetterFilter { cause: some("refused"), ..all() }, vec![b, c]),
         (DeadLetterFilter { key: some("host-1"), ..all() }, vec![a, c]),
-        (DeadLetterFilter { ids: vec![d, a, Uuid::now_v7()], ..all() }, vec![a, d]),
+        (DeadLetterFilter { ids: [d, a, Uuid::now_v7()].into(), ..all() }, vec![a, d]),
         (DeadLetterFilter { queue: some("work"), key: some("host-1"), cause: some("attempts"), ..all() }, vec![a]),
         (DeadLetterFilter { queue: some("work"), key: some("host-1"), cause: some("refused"), ..all() }, vec![]),
         (DeadLetterFilter { died_before: Some(Timestamp::now() - Duration::from_secs(60)), ..all() }, vec![]),
@@ -119,11 +124,15 @@ pub(crate) async fn promise_06_the_filter_selects<W: World>() {
     for (filter, expected) in cases {
         assert_eq!(ids(&list(&broker, &filter).await), expected, "{filter:?}");
     }
-    // The filter itself decides what is before.
-    let filter = DeadLetterFilter { died_before: Some(between), ..all() };
-    let listed = list(&broker, &filter).await;
-    assert!(listed.iter().all(|letter| letter.died < between), "{listed:?}");
-    assert!(!ids(&listed).contains(&c));
+    // The filter itself decides what is before and what is not.
+    let before = list(&broker, &DeadLetterFilter { died_before: Some(between), ..all() }).await;
+    assert!(before.iter().all(|letter| letter.died < between), "{before:?}");
+    assert!(!ids(&before).contains(&c));
+    let from = list(&broker, &DeadLetterFilter { died_from: Some(between), ..all() }).await;
+    assert!(from.iter().all(|letter| letter.died >= between), "{from:?}");
+    assert_eq!([ids(&before), ids(&from)].concat(), [a, b, c, d]);
+    let within = DeadLetterFilter { died_from: Some(between), died_before: Some(between), ..all() };
+    assert_eq!(list(&broker, &within).await, []);
     world.close().await;
 }
 
@@ -140,7 +149,7 @@ pub(crate) async fn promise_06_the_limit_takes_the_oldest<W: World>() {
     assert_eq!(ids(&list(&broker, &first(4)).await), buried[..4]);
     assert_eq!(ids(&list(&broker, &first(100)).await), buried);
     assert_eq!(broker.discard(&first(1)).await.expect("discarded"), 1);
-    assert_eq!(broker.redrive(&first(2), 0).await.expect("redriven"), 2);
+    assert_eq!(broker.redrive(&first(2), 0, AS_IT_WAS).await.expect("redriven"), 2);
     assert_eq!(ids(&list(&broker, &all()).await), buried[3..]);
     world.close().await;
 }
@@ -176,7 +185,7 @@ pub(crate) async fn promise_06_redrive_keeps_the_id_and_restarts_the_attempts<W:
         let published = delivery.published;
         settle(delivery, dead("attempts")).await;
 
-        assert_eq!(world.beside().await.redrive(&all(), 0).await.expect("redriven"), 1);
+        assert_eq!(world.beside().await.redrive(&all(), 0, AS_IT_WAS).await.expect("redriven"), 1);
         let delivery = next(&mut receiver).await;
         assert_eq!(delivery.message, message);
         assert_eq!(delivery.attempt, 1);
@@ -186,7 +195,24 @@ pub(crate) async fn promise_06_redrive_keeps_the_id_and_restarts_the_attempts<W:
         nothing(&mut receiver).await;
         receiver.close().await;
     }
-    assert_eq!(broker.redrive(&all(), 0).await.expect("redriven"), 0);
+    assert_eq!(broker.redrive(&all(), 0, AS_IT_WAS).await.expect("redriven"), 0);
+    world.close().await;
+}
+
+pub(crate) async fn promise_06_redrive_lets_the_headers_be_changed<W: World>() {
+    let world = W::open(&TEST_TOPOLOGY).await;
+    let broker = world.broker();
+    let headers = Headers::from([("kept".to_owned(), "1".to_owned()), ("replaced".to_owned(), "2".to_owned())]);
+    let id = bury(&broker, &WORK, Message { headers, ..keyed("host-1") }, "attempts").await;
+    let replaced = |headers: &mut Headers| {
+        headers.insert("replaced".to_owned(), "3".to_owned());
+    };
+    assert_eq!(world.beside().await.redrive(&all(), 0, replaced).await.expect("redriven"), 1);
+    let mut receiver = receive(&broker, &WORK, 1).await;
+    let delivery = next(&mut receiver).await;
+    let expected = Headers::from([("kept".to_owned(), "1".to_owned()), ("replaced".to_owned(), "3".to_owned())]);
+    assert_eq!((delivery.message.id, &delivery.message.headers), (id, &expected));
+    done(delivery).await;
     world.close().await;
 }
 
@@ -202,7 +228,7 @@ pub(crate) async fn promise_06_redrive_sends_each_to_its_own_queue_and_lane<W: W
             places.push((receiver, id));
         }
     }
-    assert_eq!(broker.redrive(&all(), 0).await.expect("redriven"), 4);
+    assert_eq!(broker.redrive(&all(), 0, AS_IT_WAS).await.expect("redriven"), 4);
     for (receiver, id) in &mut places {
         assert_eq!(done(next(receiver).await).await, *id);
         nothing(receiver).await;
@@ -215,7 +241,7 @@ pub(crate) async fn promise_06_a_redriven_message_may_die_again<W: World>() {
     let broker = world.broker();
     let id = bury(&broker, &WORK, text("dead"), "attempts").await;
     for _ in 0..3 {
-        assert_eq!(broker.redrive(&all(), 0).await.expect("redriven"), 1);
+        assert_eq!(broker.redrive(&all(), 0, AS_IT_WAS).await.expect("redriven"), 1);
         let mut receiver = receive(&broker, &WORK, 1).await;
         settle(next(&mut receiver).await, dead("refused")).await;
         receiver.close().await;
@@ -232,7 +258,7 @@ pub(crate) async fn promise_06_two_redrives_at_once_work_each_dead_letter_once<W
     let buried = bury_many(&broker, 500).await;
     let (one, other) = (world.beside().await, world.beside().await);
     let filter = all();
-    let (one, other) = tokio::join!(one.redrive(&filter, 0), other.redrive(&filter, 0));
+    let (one, other) = tokio::join!(one.redrive(&filter, 0, AS_IT_WAS), other.redrive(&filter, 0, AS_IT_WAS));
     assert_eq!(one.expect("redriven") + other.expect("redriven"), 500);
     assert_eq!(list(&broker, &all()).await, []);
 
@@ -251,7 +277,7 @@ pub(crate) async fn promise_06_a_redrive_keeps_to_its_rate<W: World>() {
     let broker = world.broker();
     bury_many(&broker, 15).await;
     let start = Instant::now();
-    assert_eq!(broker.redrive(&all(), 5).await.expect("redriven"), 15);
+    assert_eq!(broker.redrive(&all(), 5, AS_IT_WAS).await.expect("redriven"), 15);
     // Five in each second: the last five leave in the third one at the earliest.
     assert!(start.elapsed() >= Duration::from_secs(2), "{:?}", start.elapsed());
     let mut receiver = receive(&broker, &WORK, 5).await;
@@ -265,7 +291,7 @@ pub(crate) async fn promise_06_discard_deletes_what_matches<W: World>() {
     let a = bury(&broker, &WORK, keyed("host-1"), "attempts").await;
     let b = bury(&broker, &WORK, keyed("host-2"), "attempts").await;
     let c = bury(&broker, &OTHER, keyed("host-1"), "attempts").await;
-    let filter = DeadLetterFilter { ids: vec![b], ..all() };
+    let filter = DeadLetterFilter { ids: [b].into(), ..all() };
     assert_eq!(world.beside().await.discard(&filter).await.expect("discarded"), 1);
     assert_eq!(broker.discard(&filter).await.expect("discarded"), 0);
     assert_eq!(ids(&list(&broker, &all()).await), [a, c]);
@@ -273,7 +299,7 @@ pub(crate) async fn promise_06_discard_deletes_what_matches<W: World>() {
     assert_eq!(broker.discard(&filter).await.expect("discarded"), 1);
     assert_eq!(ids(&list(&broker, &all()).await), [c]);
     assert_eq!(broker.discard(&all()).await.expect("discarded"), 1);
-    assert_eq!(broker.redrive(&all(), 0).await.expect("redriven"), 0);
+    assert_eq!(broker.redrive(&all(), 0, AS_IT_WAS).await.expect("redriven"), 0);
     world.close().await;
 }
 

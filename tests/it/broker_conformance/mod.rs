@@ -28,8 +28,8 @@ mod publishing;
 mod receiving;
 mod retained;
 
-mod on_rabbitmq;
-mod on_sqlite;
+pub(crate) mod on_rabbitmq;
+pub(crate) mod on_sqlite;
 
 /// Requests whose caller waits.
 pub(crate) static ASKS: Queue = Queue { name: "asks", style: Style::Ask, single_active: false };
@@ -292,6 +292,7 @@ macro_rules! conformance {
                 promise_06_the_limit_takes_the_oldest,
                 promise_06_listing_leaves_them_where_they_are,
                 promise_06_redrive_keeps_the_id_and_restarts_the_attempts,
+                promise_06_redrive_lets_the_headers_be_changed,
                 promise_06_redrive_sends_each_to_its_own_queue_and_lane,
                 promise_06_a_redriven_message_may_die_again,
                 promise_06_two_redrives_at_once_work_each_dead_letter_once,

@@ -15,20 +15,20 @@ use super::{Died, PATIENCE, World, conformance};
 conformance!(OnRabbitMq(ignore = "needs RabbitMQ"));
 
 /// A namespace at the test broker.
-struct OnRabbitMq {
-    namespace: String,
+pub(crate) struct OnRabbitMq {
+    pub(crate) namespace: String,
     topology: &'static Topology,
     broker: RabbitMq,
     /// All links beside [`OnRabbitMq::broker`], to close them.
     links: Mutex<Vec<RabbitMq>>,
 }
 
-fn test_url() -> String {
+pub(crate) fn test_url() -> String {
     std::env::var("TEST_RABBITMQ_URL").expect("TEST_RABBITMQ_URL names a broker for tests")
 }
 
 impl OnRabbitMq {
-    async fn connect(namespace: &str, topology: &'static Topology, url: String) -> RabbitMq {
+    pub(crate) async fn connect(namespace: &str, topology: &'static Topology, url: String) -> RabbitMq {
         let settings = Settings {
             urls: vec![url],
             namespace: namespace.to_owned(),
@@ -105,13 +105,13 @@ impl World for OnRabbitMq {
 
 /// A relay of bytes on the loopback between a link and the broker, which can be cut like the cable of a dead machine:
 /// nothing is said in parting, and nobody connects through it again.
-struct Wire {
-    url: String,
+pub(crate) struct Wire {
+    pub(crate) url: String,
     relay: JoinHandle<()>,
 }
 
 impl Wire {
-    async fn lay(url: &str) -> Self {
+    pub(crate) async fn lay(url: &str) -> Self {
         let mut url = Url::parse(url).expect("an amqp URL");
         let target = (url.host_str().expect("a host").to_owned(), url.port().unwrap_or(5672));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -133,7 +133,7 @@ impl Wire {
         Self { url: url.to_string(), relay }
     }
 
-    async fn cut(self) {
+    pub(crate) async fn cut(self) {
         self.relay.abort();
         let _ = tokio::time::timeout(Duration::from_secs(5), self.relay).await;
     }

@@ -20,13 +20,13 @@ use super::{
 conformance!(OnSqlite());
 
 /// A file in a folder of its own.
-struct OnSqlite {
+pub(crate) struct OnSqlite {
     topology: &'static Topology,
     broker: Sqlite,
-    folder: TempDir,
+    pub(crate) folder: TempDir,
 }
 
-fn path(folder: &TempDir) -> PathBuf {
+pub(crate) fn path(folder: &TempDir) -> PathBuf {
     folder.path().join("queue.db")
 }
 
@@ -253,6 +253,24 @@ async fn a_killed_consumer_frees_the_queue_for_a_waiting_one() {
         attempts.sort_unstable();
         assert_eq!(attempts, [1, 1, 1, 2, 2]);
         nothing(&mut receiver).await;
+        world.close().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_begun_in_an_idle_process_sees_what_others_write() {
+    run(async {
+        let world = OnSqlite::open(&TEST_TOPOLOGY).await;
+        let other = world.beside().await;
+        // Longer than its housekeeping: nothing wakes its thread any more but a command.
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        let mut watcher = other.watch(PAUSE).await.expect("watching");
+        assert!(!watcher.has_changed().expect("open"), "what was there at the beginning is no change");
+        world.broker().retain(PAUSE, text("paused").body).await.expect("retained");
+        let seen = tokio::time::timeout(PATIENCE, watcher.wait_for(Option::is_some)).await;
+        assert_eq!(seen.expect("in time").expect("open").as_deref(), Some(&b"paused"[..]));
+        other.close().await;
         world.close().await;
     })
     .await;

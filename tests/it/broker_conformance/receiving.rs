@@ -170,7 +170,7 @@ pub(crate) async fn promise_07_a_closed_broker_ends_its_receivers_and_refuses_ca
         broker.ask(&ASKS, text("late"), deadline(PATIENCE)).await.map(drop),
         broker.receive(&WORK, Lane::Normal, 1).await.map(drop),
         broker.dead_letters(&Default::default()).await.map(drop),
-        broker.redrive(&Default::default(), 0).await.map(drop),
+        broker.redrive(&Default::default(), 0, |_| {}).await.map(drop),
         broker.discard(&Default::default()).await.map(drop),
         broker.retain(super::PAUSE, text("late").body).await,
         broker.watch(super::PAUSE).await.map(drop),
