@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! relay   caller -> ingress -> [queue, ask] -> worker -> Entra/Defender/Graph -> mapping -> reply -> caller
+//! hosts   webhook or sweep -> [queue, durable] -> worker: read host, decide, guard, act -> tags, note
 //! ```
 //!
 //! The edges (HTTP, queue, vendor APIs) are thin; the middle (mapping, query building, retry arithmetic) is pure: values
@@ -16,6 +17,7 @@ pub mod config;
 pub mod containment;
 pub mod credentials;
 pub mod defender;
+pub mod desk;
 pub mod ingress;
 pub mod job;
 pub mod listen;
@@ -26,5 +28,6 @@ pub mod relay;
 pub mod retry;
 pub mod shutdown;
 pub mod simulator;
+pub mod sweep;
 pub mod telemetry;
 pub mod worker;

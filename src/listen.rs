@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::ConnectInfo;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
@@ -86,15 +89,23 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Shutdown) ->
     Ok(())
 }
 
-/// Serves one connection: after the soft stop the request in flight and, for a moment, one that is on its way.
+/// Serves one connection, whose requests know the peer's address: after the soft stop the request in flight and, for a moment, one that is on its way.
 ///
 /// The library's own graceful end closes a connection on which it has not read anything, even when a request waits to
 /// be read.
 async fn serve_one(stream: TcpStream, router: Router, shutdown: Shutdown) -> hyper::Result<()> {
+    let peer = stream.peer_addr().ok().map(ConnectInfo);
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        if let Some(peer) = peer {
+            request.extensions_mut().insert(peer);
+        }
+        router.call(request)
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_LIMIT)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     let late = async {
         shutdown.begun().await;

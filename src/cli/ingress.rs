@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::roles::{self, Roles};
-use crate::config::{BrokerArgs, Findings, IngressArgs, KeyArgs, LogArgs, ProcessArgs};
+use crate::config::{BrokerArgs, Findings, IngressArgs, KeyArgs, LogArgs, ProcessArgs, SelfUserArgs, WebhookArgs};
 use crate::shutdown::Shutdown;
 
 #[derive(Debug, Args)]
@@ -16,6 +16,10 @@ pub(super) struct IngressRoleArgs {
     keys: KeyArgs,
     #[command(flatten)]
     ingress: IngressArgs,
+    #[command(flatten)]
+    webhook: WebhookArgs,
+    #[command(flatten)]
+    self_user: SelfUserArgs,
 }
 
 pub(super) async fn run(args: IngressRoleArgs, log: &LogArgs) -> anyhow::Result<()> {
@@ -25,13 +29,17 @@ pub(super) async fn run(args: IngressRoleArgs, log: &LogArgs) -> anyhow::Result<
     let broker = args.broker.resolve(true, &mut findings);
     let keys = args.keys.resolve(false, &mut findings);
     let settings = args.ingress.resolve(&mut findings);
+    let webhook = args.webhook.resolve(&args.self_user, &mut findings);
     let warnings = findings.check()?;
 
     let telemetry = super::begin(format, log, false, &warnings)?;
     let shutdown = Shutdown::new(process.shutdown_grace);
     shutdown.on_signals()?;
-    let roles =
-        Roles { ingress: Some(roles::Ingress { settings, keys }), worker: None, admin_listen: process.admin_listen };
+    let roles = Roles {
+        ingress: Some(roles::Ingress { settings, keys, webhook }),
+        worker: None,
+        admin_listen: process.admin_listen,
+    };
     let done = super::work_on_rabbitmq("ingress", &broker, roles, shutdown).await;
     telemetry.shutdown().await;
     done

@@ -1,7 +1,10 @@
 //! Wiring: the only place that picks concrete types. One file a subcommand.
 
+mod dead_letters;
 mod demo;
 mod ingress;
+mod isolation;
+mod poll;
 pub mod roles;
 mod serve;
 mod simulate;
@@ -24,6 +27,9 @@ use crate::telemetry::{self, LogFormat, Telemetry};
 /// The configuration cannot be used: mend it before starting again (`EX_CONFIG` of sysexits.h).
 const EXIT_CONFIGURATION: u8 = 78;
 
+/// `poll` did what it could, and some hosts are not settled. Another number than those of clap and of failures.
+const EXIT_UNSETTLED: u8 = 3;
+
 /// A bridge between Cisco Threat Response, Vectra Cognito and Microsoft Defender for Endpoint.
 #[derive(Debug, Parser)]
 #[command(name = "defender-bridge", version, propagate_version = true, max_term_width = 110)]
@@ -37,11 +43,17 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Ingress and worker in one process: the single-machine deployment
-    Serve(serve::ServeArgs),
+    Serve(Box<serve::ServeArgs>),
     /// The ingress alone, for scaling; needs RabbitMQ
-    Ingress(ingress::IngressRoleArgs),
+    Ingress(Box<ingress::IngressRoleArgs>),
     /// A worker alone, for scaling; needs RabbitMQ
-    Worker(worker::WorkerRoleArgs),
+    Worker(Box<worker::WorkerRoleArgs>),
+    /// Find hosts in Cognito by tags or scores, once or for ever, and have them worked: the flags of the cron script
+    Poll(Box<poll::PollArgs>),
+    /// The emergency brake: who is isolated; pause, resume, release, and the hourly cap
+    Isolation(isolation::IsolationArgs),
+    /// What nobody could work: list, show, redrive, discard
+    DeadLetters(dead_letters::DeadLettersArgs),
     /// Try it out: simulated Microsoft, ingress and worker on this machine, one sample request, then keep serving
     Demo(demo::DemoArgs),
     /// The simulated Entra, Defender and Graph over HTTP
@@ -66,16 +78,25 @@ pub fn run(cli: Cli) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("defender-bridge: {error:#}");
-            if error.is::<Refused>() { ExitCode::from(EXIT_CONFIGURATION) } else { ExitCode::FAILURE }
+            if error.is::<Refused>() {
+                ExitCode::from(EXIT_CONFIGURATION)
+            } else if error.is::<poll::Unsettled>() {
+                ExitCode::from(EXIT_UNSETTLED)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }
 
 async fn dispatch(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
-        Command::Serve(args) => serve::run(args, &cli.log).await,
-        Command::Ingress(args) => ingress::run(args, &cli.log).await,
-        Command::Worker(args) => worker::run(args, &cli.log).await,
+        Command::Serve(args) => serve::run(*args, &cli.log).await,
+        Command::Ingress(args) => ingress::run(*args, &cli.log).await,
+        Command::Worker(args) => worker::run(*args, &cli.log).await,
+        Command::Poll(args) => poll::run(*args, &cli.log).await,
+        Command::Isolation(args) => isolation::run(args, &cli.log).await,
+        Command::DeadLetters(args) => dead_letters::run(args, &cli.log).await,
         Command::Demo(args) => demo::run(args, &cli.log).await,
         Command::Simulate(args) => simulate::run(args, &cli.log).await,
         Command::Token(args) => token::run(args),

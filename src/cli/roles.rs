@@ -3,20 +3,30 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::task::{JoinError, JoinHandle};
 
-use crate::broker::Broker;
-use crate::config::{DefenderSettings, IngressSettings, Keys, WorkerSettings};
+use crate::broker::{Broker, BrokerError};
+use crate::cognito::{self, Cognito, Priority};
+use crate::config::{DefenderSettings, HostSettings, IngressSettings, Keys, WebhookSettings, WorkerSettings};
 use crate::credentials::SealKeys;
 use crate::defender::{self, Defender};
+use crate::desk::{self, Desk};
+use crate::job::{self, Triggers};
 use crate::outbound::Outbound;
 use crate::relay::token;
 use crate::shutdown::Shutdown;
+use crate::sweep;
 use crate::telemetry::metrics::Metrics;
 use crate::{admin, ingress, listen, worker};
+
+/// How long a process that stops waits until the desk has heard what its last jobs came to.
+pub(super) const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 
 /// What runs in this process.
 #[derive(Debug)]
@@ -36,6 +46,8 @@ pub struct Ingress {
     pub settings: IngressSettings,
     /// Keys of tokens and seals.
     pub keys: Keys,
+    /// Who may send host events; `None`: there is no webhook.
+    pub webhook: Option<WebhookSettings>,
 }
 
 /// Settings of the worker.
@@ -49,6 +61,8 @@ pub struct Worker {
     pub seal_keys: Arc<SealKeys>,
     /// How failed calls are repeated.
     pub retry: crate::retry::Policy,
+    /// Host events, if they are worked.
+    pub hosts: Option<HostSettings>,
 }
 
 /// Roles that were started.
@@ -81,7 +95,7 @@ pub async fn start<B: Broker>(broker: B, roles: Roles, shutdown: Shutdown) -> an
 
     let ingress = match roles.ingress {
         None => None,
-        Some(Ingress { settings, keys }) => {
+        Some(Ingress { settings, keys, webhook }) => {
             if keys.token_keys.is_empty() {
                 tracing::warn!("SECRET_KEY is not set: every token will be refused");
             }
@@ -94,6 +108,7 @@ pub async fn start<B: Broker>(broker: B, roles: Roles, shutdown: Shutdown) -> an
                 entities_limit: settings.entities_limit,
                 token_keys: token::Keys::new(token_keys.next(), token_keys.next()),
                 seal_keys: keys.seal_keys,
+                webhook,
             };
             let router = ingress::router(settings, broker.clone(), metrics.clone(), shutdown.clone());
             Some(tokio::spawn(listen::serve(listener, router, shutdown.clone())))
@@ -110,12 +125,29 @@ pub async fn start<B: Broker>(broker: B, roles: Roles, shutdown: Shutdown) -> an
         }
     };
     let worker_shutdown = shutdown.child();
-    let worker = match roles.worker {
-        None => None,
-        Some(worker) => {
-            let context = context(&worker, metrics)?;
+    // The desk answers as long as this process has jobs in hand that may ask it.
+    let desk_shutdown = shutdown.child();
+    let (worker, desk) = match roles.worker {
+        None => (None, None),
+        Some(mut worker) => {
+            let defender = defender(&worker.defender, worker.retry.clone())?;
+            let context = worker::Context::new(
+                defender.clone(),
+                &worker.defender.portal_url,
+                Arc::clone(&worker.seal_keys),
+                metrics.clone(),
+                &worker.settings,
+            );
+            let hosts = match worker.hosts.take() {
+                None => None,
+                Some(settings) => {
+                    Some(hosts(settings, defender, &broker, &metrics, &worker_shutdown, &desk_shutdown).await?)
+                }
+            };
+            let (hosts, desk) = hosts.map(|(hosts, serving, desk)| (hosts, (serving, desk))).unzip();
             let concurrency = worker.settings.concurrency;
-            Some(tokio::spawn(worker::run(broker.clone(), context, concurrency, worker_shutdown.clone())))
+            let run = worker::run(broker.clone(), context, hosts, concurrency, worker_shutdown.clone());
+            (Some(tokio::spawn(run)), desk)
         }
     };
     if let Some(address) = addresses.0 {
@@ -153,12 +185,20 @@ pub async fn start<B: Broker>(broker: B, roles: Roles, shutdown: Shutdown) -> an
             ended
         };
         let (ingress, worker) = tokio::join!(ingress, worker);
+        if let Some((_, desk)) = &desk {
+            desk.flush(FLUSH_LIMIT).await;
+        }
+        desk_shutdown.begin();
+        let desk = match desk {
+            Some((task, _)) => ended(task.await, "the desk failed"),
+            None => Ok(()),
+        };
         admin_shutdown.begin();
         if let Some(admin) = admin {
             ended(admin.await, "the admin port failed")?;
         }
         broker.close().await;
-        worker.and(ingress)
+        worker.and(ingress).and(desk)
     });
     Ok(Running { ingress: addresses.0, admin: addresses.1, stopped })
 }
@@ -175,22 +215,100 @@ async fn bind(address: SocketAddr, setting: &str) -> anyhow::Result<TcpListener>
     TcpListener::bind(address).await.with_context(|| format!("{setting}: cannot listen on {address}"))
 }
 
-fn context(worker: &Worker, metrics: Metrics) -> anyhow::Result<worker::Context> {
+/// The client of Microsoft's services.
+pub(super) fn defender(at: &DefenderSettings, retry: crate::retry::Policy) -> anyhow::Result<Defender> {
     let outbound = Outbound::new().context("the HTTP client cannot be set up")?;
     let settings = defender::Settings {
-        entra_url: worker.defender.entra_url.clone(),
-        defender_url: worker.defender.defender_url.clone(),
-        graph_url: worker.defender.graph_url.clone(),
-        defender_scope: worker.defender.defender_scope.clone(),
-        graph_scope: worker.defender.graph_scope.clone(),
-        retry: worker.retry.clone(),
+        entra_url: at.entra_url.clone(),
+        defender_url: at.defender_url.clone(),
+        graph_url: at.graph_url.clone(),
+        defender_scope: at.defender_scope.clone(),
+        graph_scope: at.graph_scope.clone(),
+        retry,
         ..defender::Settings::default()
     };
-    Ok(worker::Context::new(
-        Defender::new(settings, outbound),
-        &worker.defender.portal_url,
-        Arc::clone(&worker.seal_keys),
-        metrics,
-        &worker.settings,
-    ))
+    Ok(Defender::new(settings, outbound))
+}
+
+/// Everything that host events need: the desk, which may answer for the whole deployment, the search for hosts, and the
+/// handlers.
+pub(super) async fn hosts<B: Broker>(
+    settings: HostSettings,
+    defender: Defender,
+    broker: &B,
+    metrics: &Metrics,
+    shutdown: &Shutdown,
+    desk_shutdown: &Shutdown,
+) -> anyhow::Result<(worker::Hosts, JoinHandle<Result<(), BrokerError>>, Desk)> {
+    let policy = &settings.policy;
+    let desk_settings = desk_settings(&settings);
+    let serving = desk::serve(broker.clone(), desk_settings.clone(), metrics.clone(), desk_shutdown.clone());
+    let serving = tokio::spawn(serving);
+    let desk = Desk::open(broker.clone(), desk_settings, metrics.clone()).await.context("the desk cannot be used")?;
+    let cognito = cognito_client(&settings, &desk)?.with_metrics(metrics.clone());
+    let groups = sweep::groups::check(cognito.clone(), settings.required_groups.clone(), shutdown.clone()).await?;
+    let triggers = Triggers {
+        urgent: [&policy.block, &policy.unblock].into_iter().flatten().cloned().collect(),
+        normal: policy.enrich.iter().cloned().collect(),
+    };
+    let triggers = serde_json::to_vec(&triggers).expect("lists of tags serialise");
+    broker.retain(job::TRIGGERS, triggers.into()).await.context("the tags cannot be told to the ingress")?;
+    let searches = sweep::Settings {
+        sweep_interval: settings.sweep_interval,
+        feed_interval: settings.feed_interval,
+        policy: Arc::new(policy.clone()),
+        self_user: settings.cognito.self_user.clone(),
+    };
+    tokio::spawn(sweep::run(
+        broker.clone(),
+        cognito.clone(),
+        desk.clone(),
+        searches,
+        metrics.clone(),
+        shutdown.clone(),
+    ));
+    let brain = settings.cognito.client.base_url.host_str().unwrap_or_default().to_owned();
+    let credentials = defender::Credentials {
+        tenant_id: settings.credentials.tenant_id,
+        client_id: settings.credentials.client_id,
+        client_secret: settings.credentials.client_secret,
+    };
+    let handled =
+        worker::host::Settings { policy: settings.policy, brain, self_user: settings.cognito.self_user, credentials };
+    let hosts = worker::Hosts::new(handled, cognito, defender, desk.clone(), groups, broker.clone(), metrics.clone());
+    Ok((hosts, serving, desk))
+}
+
+/// What the desk is to keep to.
+pub(super) fn desk_settings(settings: &HostSettings) -> desk::Settings {
+    let guard = &settings.policy.guard;
+    desk::Settings {
+        cognito_rate: settings.cognito.rate,
+        isolations_per_hour: guard.max_isolations_per_hour,
+        max_isolated: guard.max_isolated,
+        first_sweep: guard.first_sweep,
+    }
+}
+
+/// The client of Cognito, as fast as the desk allows.
+pub(super) fn cognito_client(settings: &HostSettings, desk: &Desk) -> anyhow::Result<Cognito> {
+    let outbound = match &settings.cognito.ca_file {
+        Some(file) => Outbound::with_ca_file(file),
+        None => Outbound::new(),
+    };
+    let outbound = outbound.context("the HTTP client for Cognito cannot be set up")?;
+    Ok(Cognito::new(settings.cognito.client.clone(), outbound, Arc::new(Rate(desk.clone()))))
+}
+
+/// The deployment's rate of calls to Cognito is the desk's business.
+struct Rate(Desk);
+
+impl cognito::Rate for Rate {
+    fn permit(&self, priority: Priority) -> BoxFuture<'_, ()> {
+        self.0.cognito_permit(priority == Priority::Containment).boxed()
+    }
+
+    fn throttled(&self, wait: Option<Duration>) {
+        self.0.cognito_throttled(wait);
+    }
 }

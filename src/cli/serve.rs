@@ -4,7 +4,8 @@ use clap::Args;
 
 use super::roles::{self, Roles};
 use crate::config::{
-    BrokerArgs, BrokerUrl, DefenderArgs, Findings, IngressArgs, KeyArgs, LogArgs, ProcessArgs, WorkerArgs,
+    BrokerArgs, BrokerUrl, CognitoArgs, DefenderArgs, Findings, HostArgs, IngressArgs, KeyArgs, LogArgs, ProcessArgs,
+    SelfUserArgs, WebhookArgs, WorkerArgs,
 };
 use crate::shutdown::Shutdown;
 
@@ -19,9 +20,17 @@ pub(super) struct ServeArgs {
     #[command(flatten)]
     ingress: IngressArgs,
     #[command(flatten)]
+    webhook: WebhookArgs,
+    #[command(flatten)]
     defender: DefenderArgs,
     #[command(flatten)]
     worker: WorkerArgs,
+    #[command(flatten)]
+    cognito: CognitoArgs,
+    #[command(flatten)]
+    hosts: HostArgs,
+    #[command(flatten)]
+    self_user: SelfUserArgs,
 }
 
 pub(super) async fn run(args: ServeArgs, log: &LogArgs) -> anyhow::Result<()> {
@@ -32,8 +41,10 @@ pub(super) async fn run(args: ServeArgs, log: &LogArgs) -> anyhow::Result<()> {
     // Without a key no token is accepted, so no job needs to be opened.
     let keys = args.keys.resolve(false, &mut findings);
     let ingress = args.ingress.resolve(&mut findings);
+    let webhook = args.webhook.resolve(&args.self_user, &mut findings);
     let defender = args.defender.resolve(&mut findings);
     let worker = args.worker.resolve(&mut findings);
+    let hosts = args.hosts.resolve(&args.cognito, &args.self_user, &args.defender, &mut findings);
     let warnings = findings.check()?;
     let defender = defender.expect("a setting that cannot be read is a finding");
 
@@ -46,8 +57,9 @@ pub(super) async fn run(args: ServeArgs, log: &LogArgs) -> anyhow::Result<()> {
             settings: worker,
             seal_keys: keys.seal_keys.clone(),
             retry: crate::retry::Policy::default(),
+            hosts,
         }),
-        ingress: Some(roles::Ingress { settings: ingress, keys }),
+        ingress: Some(roles::Ingress { settings: ingress, keys, webhook }),
         admin_listen: process.admin_listen,
     };
     let done = match &broker {

@@ -38,6 +38,7 @@ pub(super) struct SimulateArgs {
     #[arg(
         long,
         value_delimiter = ',',
+        value_parser = ["v2.2", "v2.3", "v2.4", "v2.5", "v3.3", "v3.4", "v3.5"],
         default_values_t = BrainSettings::default().behaviour.versions,
         value_name = "VERSIONS"
     )]

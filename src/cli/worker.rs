@@ -3,7 +3,9 @@
 use clap::Args;
 
 use super::roles::{self, Roles};
-use crate::config::{BrokerArgs, DefenderArgs, Findings, KeyArgs, LogArgs, ProcessArgs, WorkerArgs};
+use crate::config::{
+    BrokerArgs, CognitoArgs, DefenderArgs, Findings, HostArgs, KeyArgs, LogArgs, ProcessArgs, SelfUserArgs, WorkerArgs,
+};
 use crate::shutdown::Shutdown;
 
 #[derive(Debug, Args)]
@@ -18,6 +20,12 @@ pub(super) struct WorkerRoleArgs {
     defender: DefenderArgs,
     #[command(flatten)]
     worker: WorkerArgs,
+    #[command(flatten)]
+    cognito: CognitoArgs,
+    #[command(flatten)]
+    hosts: HostArgs,
+    #[command(flatten)]
+    self_user: SelfUserArgs,
 }
 
 pub(super) async fn run(args: WorkerRoleArgs, log: &LogArgs) -> anyhow::Result<()> {
@@ -28,6 +36,7 @@ pub(super) async fn run(args: WorkerRoleArgs, log: &LogArgs) -> anyhow::Result<(
     let keys = args.keys.resolve(true, &mut findings);
     let defender = args.defender.resolve(&mut findings);
     let settings = args.worker.resolve(&mut findings);
+    let hosts = args.hosts.resolve(&args.cognito, &args.self_user, &args.defender, &mut findings);
     let warnings = findings.check()?;
     let defender = defender.expect("a setting that cannot be read is a finding");
 
@@ -41,6 +50,7 @@ pub(super) async fn run(args: WorkerRoleArgs, log: &LogArgs) -> anyhow::Result<(
             settings,
             seal_keys: keys.seal_keys,
             retry: crate::retry::Policy::default(),
+            hosts,
         }),
         admin_listen: process.admin_listen,
     };

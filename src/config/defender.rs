@@ -107,6 +107,11 @@ impl Default for DefenderSettings {
 }
 
 impl DefenderArgs {
+    /// Whether `http://` is allowed to other machines.
+    pub(super) fn plain_http(&self, findings: &mut Findings) -> bool {
+        parse::flag(findings, "BRIDGE_ALLOW_PLAIN_HTTP", parse::or_default(&self.allow_plain_http, "false"))
+    }
+
     /// Checks and reads the values; `None` when one of them is a problem.
     pub fn resolve(&self, findings: &mut Findings) -> Option<DefenderSettings> {
         let cloud = match self.cloud.trim().to_ascii_lowercase().as_str() {
@@ -119,14 +124,7 @@ impl DefenderArgs {
                 &COMMERCIAL
             }
         };
-        let plain_http = match self.allow_plain_http.trim().to_ascii_lowercase().as_str() {
-            "true" => true,
-            "" | "false" => false,
-            other => {
-                findings.problem("BRIDGE_ALLOW_PLAIN_HTTP", format_args!("{other:?} is neither true nor false"));
-                false
-            }
-        };
+        let plain_http = self.plain_http(findings);
         let mut url = |setting, value: &Option<String>, default| {
             parse::base_url(findings, setting, parse::given(value.as_ref()).unwrap_or(default), plain_http)
         };
@@ -146,14 +144,17 @@ impl DefenderArgs {
     }
 }
 
+const WORKER_CONCURRENCY: &str = "64";
+const ANSWER_TTL: &str = "60s";
+
 /// How much a worker does at a time.
 #[derive(Debug, Clone, Args)]
 pub struct WorkerArgs {
     /// Jobs that this process works on at a time
-    #[arg(long, env = "BRIDGE_WORKER_CONCURRENCY", default_value = "64", value_name = "NUMBER")]
+    #[arg(long, env = "BRIDGE_WORKER_CONCURRENCY", default_value = WORKER_CONCURRENCY, value_name = "NUMBER")]
     pub worker_concurrency: String,
     /// How long the answer for one observable is kept in memory; 0 = not at all
-    #[arg(long, env = "BRIDGE_ANSWER_TTL", default_value = "60s", value_name = "DURATION")]
+    #[arg(long, env = "BRIDGE_ANSWER_TTL", default_value = ANSWER_TTL, value_name = "DURATION")]
     pub answer_ttl: String,
 }
 
@@ -176,13 +177,14 @@ impl WorkerArgs {
     /// Checks and reads the values.
     pub fn resolve(&self, findings: &mut Findings) -> WorkerSettings {
         let most = u32::from(u16::MAX);
-        let concurrency = parse::number(findings, "BRIDGE_WORKER_CONCURRENCY", &self.worker_concurrency, (1, most));
+        let concurrency = parse::or_default(&self.worker_concurrency, WORKER_CONCURRENCY);
+        let concurrency = parse::number(findings, "BRIDGE_WORKER_CONCURRENCY", concurrency, (1, most));
         WorkerSettings {
             concurrency: u16::try_from(concurrency).unwrap_or(1),
             answer_ttl: parse::duration(
                 findings,
                 "BRIDGE_ANSWER_TTL",
-                &self.answer_ttl,
+                parse::or_default(&self.answer_ttl, ANSWER_TTL),
                 (Duration::ZERO, Duration::from_secs(3600)),
             ),
         }
@@ -256,6 +258,15 @@ mod tests {
         assert_eq!(findings.problems.len(), 4, "{findings:?}");
         let refused = findings.check().unwrap_err().to_string();
         assert_eq!(refused.lines().count(), 5, "{refused}");
+    }
+
+    #[test]
+    fn empty_values_count_as_not_set() {
+        let mut findings = Findings::default();
+        let args = WorkerArgs { worker_concurrency: String::new(), answer_ttl: String::new() };
+        let settings = args.resolve(&mut findings);
+        assert_eq!((settings.concurrency, settings.answer_ttl), (64, Duration::from_secs(60)));
+        assert_eq!(findings, Findings::default());
     }
 
     #[test]

@@ -4,14 +4,20 @@
 //! anything starts. Nobody else reads the environment, but for the standard `OTEL_*` and `RUST_LOG` variables, which
 //! their libraries read (`telemetry`). An empty value counts as not set, because compose files and unit files write those.
 
+mod cognito;
 mod defender;
+mod hosts;
 mod parse;
 mod process;
 mod relay;
+mod webhook;
 
+pub use cognito::{CognitoArgs, CognitoSettings, SelfUserArgs};
 pub use defender::{DefenderArgs, DefenderSettings, WorkerArgs, WorkerSettings};
-pub use process::{BrokerArgs, BrokerUrl, LogArgs, ProcessArgs, ProcessSettings};
+pub use hosts::{HostArgs, HostSettings};
+pub use process::{BrokerArgs, BrokerUrl, LogArgs, ProcessArgs, ProcessSettings, operator};
 pub use relay::{IngressArgs, IngressSettings, KeyArgs, Keys, Routes};
+pub use webhook::{TokenDigest, WebhookArgs, WebhookSettings};
 
 /// What is wrong with a configuration, and what is odd but tolerated.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -21,7 +27,7 @@ pub struct Findings {
 }
 
 impl Findings {
-    fn problem(&mut self, setting: &str, rule: impl std::fmt::Display) {
+    pub(crate) fn problem(&mut self, setting: &str, rule: impl std::fmt::Display) {
         self.problems.push(format!("{setting}: {rule}"));
     }
 

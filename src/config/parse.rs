@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use jiff::{Span, SpanRelativeTo};
 use secrecy::SecretString;
 use url::{Host, Url};
 use zeroize::Zeroizing;
@@ -19,14 +20,38 @@ pub(super) fn given(text: Option<&String>) -> Option<&str> {
     text.map(String::as_str).filter(|text| !text.trim().is_empty())
 }
 
-/// A duration such as `50s`, `2m`, `1h 30m` or a plain number of seconds, within `range` (both ends included).
+/// `text`, or `default` when that counts as not set.
+pub(super) fn or_default<'a>(text: &'a str, default: &'a str) -> &'a str {
+    if text.trim().is_empty() { default } else { text }
+}
+
+/// `true` or `false`; false when it is neither.
+pub(super) fn flag(findings: &mut Findings, setting: &str, text: &str) -> bool {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "true" => true,
+        "false" => false,
+        other => {
+            findings.problem(setting, format_args!("{other:?} is neither true nor false"));
+            false
+        }
+    }
+}
+
+/// The entries of a list divided by commas, without the white space around them; empty ones are passed over.
+pub(super) fn list(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|entry| !entry.is_empty())
+}
+
+/// A duration such as `50s`, `2m`, `1h 30m`, `7d` (of 24 hours) or a plain number of seconds, within `range` (both ends
+/// included).
 pub(super) fn duration(findings: &mut Findings, setting: &str, text: &str, range: (Duration, Duration)) -> Duration {
     let (least, most) = range;
     let text = text.trim();
     let read = if text.bytes().all(|byte| byte.is_ascii_digit()) {
         text.parse().ok().map(Duration::from_secs)
     } else {
-        text.parse::<jiff::SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok())
+        let exact = |span: Span| span.to_duration(SpanRelativeTo::days_are_24_hours()).ok();
+        text.parse().ok().and_then(exact).and_then(|duration| Duration::try_from(duration).ok())
     };
     match read {
         Some(duration) if (least..=most).contains(&duration) => duration,
@@ -142,17 +167,35 @@ mod tests {
     #[test]
     fn durations_have_units_and_bounds() {
         let range = (Duration::from_secs(1), Duration::from_secs(3600));
-        for (text, expected) in [("50s", Some(50)), ("2m", Some(120)), ("1h", Some(3600)), (" 7 ", Some(7))] {
+        for (text, expected) in [("50s", 50), ("2m", 120), ("1h", 3600), ("1m 30s", 90), ("0.5h", 1800), (" 7 ", 7)] {
             let mut findings = Findings::default();
-            assert_eq!(Some(duration(&mut findings, "X", text, range).as_secs()), expected);
+            assert_eq!(duration(&mut findings, "X", text, range).as_secs(), expected, "{text}");
             assert_eq!(findings, Findings::default());
         }
-        for text in ["", "0", "2h", "-5s", "soon", "5 parsecs", "99999999999999999999"] {
+        let (mut findings, days) = (Findings::default(), Duration::from_secs(7 * 86_400 + 43_200));
+        assert_eq!(duration(&mut findings, "X", "1w 12h", (days, days)), days);
+        assert_eq!(duration(&mut findings, "X", "7d12h", (days, days)), days);
+        assert_eq!(findings, Findings::default());
+        for text in ["", "0", "2h", "-5s", "soon", "1 month", "5 parsecs", "99999999999999999999"] {
             let mut findings = Findings::default();
             duration(&mut findings, "X", text, range);
             assert_eq!(findings.problems.len(), 1, "{text}");
             assert!(findings.problems[0].starts_with("X: "), "{:?}", findings.problems);
         }
+    }
+
+    #[test]
+    fn flags_are_true_or_false() {
+        for (text, value, problems) in [("true", true, 0), (" False ", false, 0), ("yes", false, 1), ("1", false, 1)] {
+            let mut findings = Findings::default();
+            assert_eq!((flag(&mut findings, "X", text), findings.problems.len()), (value, problems), "{text}");
+        }
+    }
+
+    #[test]
+    fn lists_are_divided_by_commas() {
+        assert_eq!(list(" a, b c ,,d,").collect::<Vec<_>>(), ["a", "b c", "d"]);
+        assert_eq!(list("").count(), 0);
     }
 
     #[test]

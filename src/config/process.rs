@@ -10,6 +10,10 @@ use secrecy::{ExposeSecret as _, SecretString};
 use super::{Findings, parse};
 use crate::telemetry::LogFormat;
 
+const ADMIN_LISTEN: &str = "127.0.0.1:8081";
+const SHUTDOWN_GRACE: &str = "60s";
+const BROKER_NAMESPACE: &str = "bridge";
+
 /// Logging.
 #[derive(Debug, Clone, Args)]
 pub struct LogArgs {
@@ -39,10 +43,10 @@ impl LogArgs {
 #[derive(Debug, Clone, Args)]
 pub struct ProcessArgs {
     /// Address of the admin port (/livez, /readyz, /metrics); off = none
-    #[arg(long, env = "BRIDGE_ADMIN_LISTEN", default_value = "127.0.0.1:8081", value_name = "ADDRESS")]
+    #[arg(long, env = "BRIDGE_ADMIN_LISTEN", default_value = ADMIN_LISTEN, value_name = "ADDRESS")]
     pub admin_listen: String,
     /// Time that running work gets after SIGTERM; should be more than the relay deadline
-    #[arg(long, env = "BRIDGE_SHUTDOWN_GRACE", default_value = "60s", value_name = "DURATION")]
+    #[arg(long, env = "BRIDGE_SHUTDOWN_GRACE", default_value = SHUTDOWN_GRACE, value_name = "DURATION")]
     pub shutdown_grace: String,
 }
 
@@ -58,12 +62,13 @@ pub struct ProcessSettings {
 impl ProcessArgs {
     /// Checks and reads the values.
     pub fn resolve(&self, findings: &mut Findings) -> ProcessSettings {
+        let admin_listen = parse::or_default(&self.admin_listen, ADMIN_LISTEN);
         ProcessSettings {
-            admin_listen: parse::listen(findings, "BRIDGE_ADMIN_LISTEN", &self.admin_listen),
+            admin_listen: parse::listen(findings, "BRIDGE_ADMIN_LISTEN", admin_listen),
             shutdown_grace: parse::duration(
                 findings,
                 "BRIDGE_SHUTDOWN_GRACE",
-                &self.shutdown_grace,
+                parse::or_default(&self.shutdown_grace, SHUTDOWN_GRACE),
                 (Duration::from_secs(1), Duration::from_secs(3600)),
             ),
         }
@@ -81,7 +86,7 @@ pub struct BrokerArgs {
     #[arg(long, env = "BRIDGE_BROKER_URL_FILE", value_name = "PATH")]
     pub broker_url_file: Option<PathBuf>,
     /// Prefix of every queue and exchange, so that installations can share a broker
-    #[arg(long, env = "BRIDGE_BROKER_NAMESPACE", default_value = "bridge", value_name = "NAME")]
+    #[arg(long, env = "BRIDGE_BROKER_NAMESPACE", default_value = BROKER_NAMESPACE, value_name = "NAME")]
     pub broker_namespace: String,
 }
 
@@ -170,7 +175,7 @@ impl BrokerArgs {
         if urls.is_empty() {
             findings.problem(SETTING, "names no broker");
         }
-        let namespace = self.broker_namespace.trim();
+        let namespace = parse::or_default(&self.broker_namespace, BROKER_NAMESPACE).trim();
         let plain = namespace.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
         if namespace.is_empty() || namespace.len() > NAMESPACE_LIMIT || !plain {
             findings.problem(
@@ -200,6 +205,13 @@ fn state_directory(findings: &mut Findings) -> PathBuf {
     PathBuf::new()
 }
 
+/// Who runs this command, by the login name, for orders that others look at later.
+#[must_use]
+pub fn operator() -> String {
+    let mut names = ["LOGNAME", "USER"].into_iter().filter_map(|name| std::env::var(name).ok());
+    names.find(|name| !name.trim().is_empty()).unwrap_or_else(|| "unknown".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,6 +220,23 @@ mod tests {
         let args = BrokerArgs { broker_url: url.into(), broker_url_file: None, broker_namespace: "bridge".into() };
         let mut findings = Findings::default();
         (args.resolve(one_role, &mut findings), findings)
+    }
+
+    #[test]
+    fn empty_values_count_as_not_set() {
+        let mut findings = Findings::default();
+        let args = ProcessArgs { admin_listen: String::new(), shutdown_grace: " ".into() };
+        let settings = args.resolve(&mut findings);
+        assert_eq!(settings.admin_listen, Some(([127, 0, 0, 1], 8081).into()));
+        assert_eq!(settings.shutdown_grace, Duration::from_secs(60));
+        let args = BrokerArgs {
+            broker_url: "amqp://host".into(),
+            broker_url_file: Some(PathBuf::new()),
+            broker_namespace: String::new(),
+        };
+        let broker = args.resolve(true, &mut findings);
+        assert!(matches!(broker, BrokerUrl::RabbitMq { namespace, .. } if namespace == "bridge"));
+        assert_eq!(findings, Findings::default());
     }
 
     #[test]

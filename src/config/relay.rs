@@ -94,18 +94,22 @@ impl KeyArgs {
     }
 }
 
+const LISTEN: &str = "127.0.0.1:8080";
+const RELAY_ROUTES: &str = "observe,refer";
+const RELAY_DEADLINE: &str = "50s";
+
 /// The ingress.
 #[derive(Debug, Clone, Args)]
 pub struct IngressArgs {
     /// Address of the relay and of the webhook
-    #[arg(long, env = "BRIDGE_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
+    #[arg(long, env = "BRIDGE_LISTEN", default_value = LISTEN, value_name = "ADDRESS")]
     pub listen: String,
     /// Relay routes that are switched on, of observe, refer, respond; the others answer empty. In this version refer and
     /// respond answer empty either way
-    #[arg(long, env = "BRIDGE_RELAY_ROUTES", default_value = "observe,refer", value_name = "ROUTES")]
+    #[arg(long, env = "BRIDGE_RELAY_ROUTES", default_value = RELAY_ROUTES, value_name = "ROUTES")]
     pub relay_routes: String,
     /// Time from accepting a relay call to its answer, which may then be incomplete
-    #[arg(long, env = "BRIDGE_RELAY_DEADLINE", default_value = "50s", value_name = "DURATION")]
+    #[arg(long, env = "BRIDGE_RELAY_DEADLINE", default_value = RELAY_DEADLINE, value_name = "DURATION")]
     pub relay_deadline: String,
     /// Sightings for each observable at most (not a positive number: 100)
     #[arg(long, env = "CTR_ENTITIES_LIMIT", default_value = "100", value_name = "NUMBER")]
@@ -139,14 +143,15 @@ pub struct IngressSettings {
 impl IngressArgs {
     /// Checks and reads the values.
     pub fn resolve(&self, findings: &mut Findings) -> IngressSettings {
-        let listen = parse::listen(findings, "BRIDGE_LISTEN", &self.listen).unwrap_or_else(|| {
+        let listen = parse::or_default(&self.listen, LISTEN);
+        let listen = parse::listen(findings, "BRIDGE_LISTEN", listen).unwrap_or_else(|| {
             if self.listen.trim().eq_ignore_ascii_case("off") {
                 findings.problem("BRIDGE_LISTEN", "the ingress cannot be off");
             }
             SocketAddr::from(([127, 0, 0, 1], 0))
         });
         let mut routes = Routes::default();
-        for name in self.relay_routes.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+        for name in parse::list(parse::or_default(&self.relay_routes, RELAY_ROUTES)) {
             match name {
                 "observe" => routes.observe = true,
                 "refer" => routes.refer = true,
@@ -158,7 +163,7 @@ impl IngressArgs {
         let deadline = parse::duration(
             findings,
             "BRIDGE_RELAY_DEADLINE",
-            &self.relay_deadline,
+            parse::or_default(&self.relay_deadline, RELAY_DEADLINE),
             (Duration::from_secs(2), Duration::from_secs(600)),
         );
         let (entities_limit, warning) = crate::relay::limit::from_setting(parse::given(Some(&self.ctr_entities_limit)));
@@ -195,6 +200,22 @@ mod tests {
         let (keys, findings) = keys(LONG, "previous", "", true);
         assert_eq!(keys.token_keys.len(), 2);
         assert!(!keys.seal_keys.is_empty());
+        assert_eq!(findings, Findings::default());
+    }
+
+    #[test]
+    fn empty_values_count_as_not_set() {
+        let args = IngressArgs {
+            listen: String::new(),
+            relay_routes: " ".into(),
+            relay_deadline: String::new(),
+            ctr_entities_limit: String::new(),
+        };
+        let mut findings = Findings::default();
+        let settings = args.resolve(&mut findings);
+        assert_eq!(settings.listen, SocketAddr::from(([127, 0, 0, 1], 8080)));
+        assert_eq!(settings.routes, Routes { observe: true, refer: true, respond: false });
+        assert_eq!((settings.deadline, settings.entities_limit), (Duration::from_secs(50), 100));
         assert_eq!(findings, Findings::default());
     }
 

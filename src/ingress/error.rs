@@ -4,6 +4,7 @@
 use axum::response::Response;
 use http::{HeaderValue, StatusCode, header};
 
+use super::body::BodyError;
 use super::{json_response, relay_answer};
 use crate::broker::BrokerError;
 use crate::relay::{self, HttpError, RelayError};
@@ -12,11 +13,11 @@ use crate::relay::{self, HttpError, RelayError};
 pub(super) const ALLOW: &str = "OPTIONS, POST";
 
 /// The body did not arrive whole.
-pub(super) const BROKEN_BODY: HttpError =
+const BROKEN_BODY: HttpError =
     HttpError { code: 400, message: "The request body could not be read.", reason: "BadRequest" };
 
 /// The body did not arrive in time.
-pub(super) const SLOW_BODY: HttpError =
+const SLOW_BODY: HttpError =
     HttpError { code: 408, message: "The request body did not arrive in time.", reason: "RequestTimeout" };
 
 #[derive(Debug)]
@@ -28,6 +29,16 @@ pub(super) enum IngressError {
 impl From<RelayError> for IngressError {
     fn from(error: RelayError) -> Self {
         Self::Relay(error)
+    }
+}
+
+impl From<BodyError> for IngressError {
+    fn from(error: BodyError) -> Self {
+        Self::Http(match error {
+            BodyError::TooLarge => HttpError::PAYLOAD_TOO_LARGE,
+            BodyError::Broken => BROKEN_BODY,
+            BodyError::Slow => SLOW_BODY,
+        })
     }
 }
 

@@ -1,8 +1,10 @@
 //! The HTTP edge: a request becomes a message, its reply the answer. It authenticates, validates, publishes and writes;
-//! it never calls a vendor.
+//! it never calls a vendor. Two protocols share it: the relay's, below, and the webhook's.
 
+mod body;
 mod error;
 mod routes;
+mod webhook;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -12,29 +14,23 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use http_body_util::BodyExt as _;
 use jiff::Timestamp;
 use tracing::Instrument as _;
 
 use self::error::IngressError;
 use self::routes::Route;
+use self::webhook::Webhook;
 use crate::broker::{Broker, BrokerError, Message};
-use crate::config::Routes;
+use crate::config::{Routes, WebhookSettings};
 use crate::credentials::{Credentials, SealKeys, Sealed};
 use crate::job::{self, Job};
 use crate::relay::{self, HttpError, Observable, RelayError, limit, observable, payload, token};
 use crate::shutdown::Shutdown;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::propagation;
-
-/// A client that has not sent its whole body by then is answered 408.
-const BODY_LIMIT: Duration = Duration::from_secs(30);
-
-/// How much of a body that is too long is read before its connection is ended: more than an honest mistake sends.
-const DRAIN_LIMIT_BYTES: usize = 16 * 1024 * 1024;
 
 /// What the ingress needs to know.
 #[derive(Debug)]
@@ -49,37 +45,55 @@ pub struct Settings {
     pub token_keys: token::Keys,
     /// Keys that seal credentials.
     pub seal_keys: Arc<SealKeys>,
+    /// Who may send host events; `None`: the webhook's path is unknown.
+    pub webhook: Option<WebhookSettings>,
 }
 
 /// The ingress of one process.
 struct Ingress<B> {
     settings: Settings,
+    webhook: Option<Webhook<B>>,
     broker: B,
     metrics: Metrics,
     shutdown: Shutdown,
 }
 
-/// The routes of the ingress.
+/// The routes of the ingress. Call it in a runtime.
 pub fn router<B: Broker>(settings: Settings, broker: B, metrics: Metrics, shutdown: Shutdown) -> Router {
-    let ingress = Arc::new(Ingress { settings, broker, metrics, shutdown });
+    let webhook = settings.webhook.as_ref();
+    let webhook = webhook.map(|settings| Webhook::new(settings, broker.clone(), metrics.clone(), shutdown.clone()));
+    let ingress = Arc::new(Ingress { settings, webhook, broker, metrics, shutdown });
     Router::new().fallback(handle::<B>).with_state(ingress)
 }
 
-/// Answers any request: finds its route, keeps the rules on methods, and turns even a panic into a relay answer (E14).
+/// Answers any request: finds its route, keeps the rules on methods, and turns even a panic into an answer (E14 for the
+/// relay).
 async fn handle<B: Broker>(State(ingress): State<Arc<Ingress<B>>>, request: Request) -> Response {
     let started = Instant::now();
-    let route = Route::of(request.uri().path());
-    let name = route.map_or("unmatched", Route::path);
+    let path = request.uri().path();
+    let webhook = ingress.webhook.as_ref().filter(|_| webhook::is_at(path));
+    let route = Route::of(path);
+    let name = if webhook.is_some() { webhook::PATH } else { route.map_or("unmatched", Route::path) };
     let span = propagation::server_span(request.method(), name, request.headers());
     let head = request.method() == Method::HEAD;
-    let answered = AssertUnwindSafe(ingress.answer(route, request).instrument(span.clone())).catch_unwind().await;
+    let answer = async {
+        match webhook {
+            Some(webhook) => webhook.answer(request).await.map_err(Failure::Webhook),
+            None => ingress.answer(route, request).await.map_err(Failure::Relay),
+        }
+    };
+    let answered = AssertUnwindSafe(answer.instrument(span.clone())).catch_unwind().await;
     let answer = answered.unwrap_or_else(|_| {
         span.in_scope(|| tracing::error!("a request handler panicked"));
-        Err(IngressError::from(RelayError::unforeseen()))
+        Err(match webhook {
+            Some(_) => Failure::Webhook(webhook::Refusal::Unforeseen),
+            None => Failure::Relay(RelayError::unforeseen().into()),
+        })
     });
     let (outcome, mut response) = match answer {
         Ok(response) => ("ok", response),
-        Err(error) => (error.outcome(), error.into_response()),
+        Err(Failure::Relay(error)) => (error.outcome(), error.into_response()),
+        Err(Failure::Webhook(refusal)) => (refusal.code(), refusal.into_response()),
     };
     if head {
         *response.body_mut() = Body::empty();
@@ -102,6 +116,12 @@ async fn handle<B: Broker>(State(ingress): State<Arc<Ingress<B>>>, request: Requ
     response
 }
 
+/// What a request was refused for, in the words of its protocol.
+enum Failure {
+    Relay(IngressError),
+    Webhook(webhook::Refusal),
+}
+
 /// A relay answer: always HTTP 200 (`relay.md` 1.1).
 fn relay_answer(body: impl Into<Body>) -> Response {
     json_response(StatusCode::OK, body)
@@ -121,16 +141,13 @@ impl<B: Broker> Ingress<B> {
         let route = match route {
             Some(route) if matches!(head.method, Method::POST | Method::OPTIONS) => route,
             other => {
-                // What was sent with it is in the way of the answer, and of the next request. Who asks first sends nothing.
-                if !head.headers.contains_key(header::EXPECT) {
-                    let _ = read_body(&head.headers, body).await;
-                }
+                body::drop_unread(&head.headers, body, relay::MAX_BODY_BYTES).await;
                 let refusal = other.map_or(HttpError::NOT_FOUND, |_| HttpError::METHOD_NOT_ALLOWED);
                 return Err(IngressError::Http(refusal));
             }
         };
         // Read even where it means nothing, for the same reason.
-        let body = read_body(&head.headers, body).await?;
+        let body = body::read(&head.headers, body, relay::MAX_BODY_BYTES).await?;
         if head.method == Method::OPTIONS {
             let mut response = Response::new(Body::empty());
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(error::ALLOW));
@@ -227,37 +244,4 @@ fn observables(body: &[u8]) -> Result<Vec<Observable>, RelayError> {
     let items = payload::observable_list(body).map_err(|details| RelayError::invalid_payload(&details))?;
     let known = items.iter().filter_map(|(kind, value)| Observable::parse(kind, value));
     Ok(observable::dedup(known.filter(Observable::is_observable).collect()))
-}
-
-/// Reads a body whole. One that is too long is read on and thrown away for a while: whoever is still sending when the
-/// connection ends never sees the answer.
-async fn read_body(headers: &HeaderMap, mut body: Body) -> Result<Bytes, IngressError> {
-    const TOO_LARGE: IngressError = IngressError::Http(HttpError::PAYLOAD_TOO_LARGE);
-    let declared = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-    let too_long = declared.is_some_and(|length| length > relay::MAX_BODY_BYTES);
-    if too_long && (headers.contains_key(header::EXPECT) || declared > Some(DRAIN_LIMIT_BYTES)) {
-        return Err(TOO_LARGE);
-    }
-    let (mut kept, mut length) = (BytesMut::new(), 0);
-    let reading = async {
-        while let Some(frame) = body.frame().await {
-            let Ok(data) = frame.map_err(|_| IngressError::Http(error::BROKEN_BODY))?.into_data() else { continue };
-            length += data.len();
-            if length > DRAIN_LIMIT_BYTES {
-                break;
-            }
-            if length > relay::MAX_BODY_BYTES {
-                kept = BytesMut::new();
-            } else if !too_long {
-                kept.extend_from_slice(&data);
-            }
-        }
-        Ok::<_, IngressError>(())
-    };
-    let read = tokio::time::timeout(BODY_LIMIT, reading).await;
-    if too_long || length > relay::MAX_BODY_BYTES {
-        return Err(TOO_LARGE);
-    }
-    read.map_err(|_| IngressError::Http(error::SLOW_BODY))??;
-    Ok(kept.freeze())
 }

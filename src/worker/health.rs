@@ -3,8 +3,9 @@
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use super::Context;
 use super::observe::failures;
-use super::{Context, failure};
+use super::relay::failure;
 use crate::credentials::Credentials;
 use crate::defender::{Audience, Kind};
 use crate::relay;

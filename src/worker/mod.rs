@@ -1,35 +1,30 @@
-//! The loop: receive, open, handle, settle. It knows kinds of jobs only by their handlers; a handler knows only its job
-//! and the [`Context`].
-//!
-//! A relay job is answered, never retried by the queue: its caller waits. One that cannot be worked (undecodable, sealed
-//! with an unknown key, crashing its workers) is answered with E14, so that the caller learns it at once.
+//! The loop: receive, work, settle. It knows kinds of jobs only by their handlers; a handler knows only its job and what
+//! it was given to work with.
 
 pub mod context;
 mod health;
+pub mod host;
 mod observe;
+mod relay;
+mod report;
 
-use std::panic::AssertUnwindSafe;
+use std::future::Future;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::FutureExt as _;
 use jiff::Timestamp;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
 pub use self::context::Context;
-use crate::broker::{Broker, BrokerError, Delivery, Lane, Message, Receiver, Settlement};
-use crate::job::{self, DecodeError, Job};
-use crate::relay::{self, RelayError};
+pub use self::host::Hosts;
+pub use self::report::{Report, Standing};
+use crate::broker::{Broker, BrokerError, Delivery, Lane, Message, Queue, Receiver, Settlement};
+use crate::job;
 use crate::shutdown::Shutdown;
+use crate::telemetry::metrics::Metrics;
 use crate::telemetry::propagation;
-
-/// Workers answer this long before the caller's deadline, so that the answer arrives in time (`DESIGN.md` 10, ruling 9).
-const ANSWER_MARGIN: Duration = Duration::from_secs(1);
-
-/// A relay job whose workers died this often is answered with E14: it may be the job that kills them.
-const RELAY_ATTEMPTS: u32 = 3;
 
 /// Slots for urgent jobs beside those for normal ones, so that containment never waits for a free hand.
 const URGENT_SLOTS: u16 = 8;
@@ -37,20 +32,83 @@ const URGENT_SLOTS: u16 = 8;
 /// How long a job of a newer version is put off, for a newer worker to take.
 const NEWER_VERSION_DELAY: Duration = Duration::from_secs(1);
 
-/// Works until the soft stop, at most `concurrency` normal jobs at a time; then finishes what is in hand, and gives back
-/// what is not finished at the hard stop.
+/// Works until the soft stop, at most `concurrency` normal jobs of each queue at a time; then finishes what is in hand,
+/// and gives back what is not finished at the hard stop. Host events are taken only with `hosts`.
 ///
 /// # Errors
 /// When the broker does not let this process receive, or closes while it should work.
 pub async fn run<B: Broker>(
     broker: B,
     context: Context,
+    hosts: Option<Hosts>,
     concurrency: u16,
     shutdown: Shutdown,
 ) -> Result<(), BrokerError> {
-    let mut normal = broker.receive(&job::RELAY, Lane::Normal, concurrency).await?;
-    let mut urgent = broker.receive(&job::RELAY, Lane::Urgent, URGENT_SLOTS).await?;
-    tracing::info!(concurrency, "the worker takes jobs");
+    let metrics = context.metrics.clone();
+    let relay = take(&broker, &job::RELAY, concurrency, &metrics, &shutdown, |delivery: Taken| {
+        let context = context.clone();
+        async move { relay::step(&delivery.message, delivery.attempt, delivery.deadline, &context).await }
+    });
+    let hosts = async {
+        let Some(hosts) = hosts else { return Ok(()) };
+        take(&broker, &job::HOSTS, concurrency, &metrics, &shutdown, |delivery: Taken| {
+            let hosts = hosts.clone();
+            async move { host::step(&delivery.message, delivery.attempt, &hosts).await }
+        })
+        .await
+    };
+    let (relay, hosts) = tokio::join!(relay, hosts);
+    relay.and(hosts)
+}
+
+/// Works host events alone, as [`run`] does, and reports each look at a host to `reports` before it is settled.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_hosts<B: Broker>(
+    broker: B,
+    hosts: Hosts,
+    concurrency: u16,
+    reports: mpsc::UnboundedSender<Report>,
+    metrics: Metrics,
+    shutdown: Shutdown,
+) -> Result<(), BrokerError> {
+    take(&broker, &job::HOSTS, concurrency, &metrics, &shutdown, |delivery: Taken| {
+        let (hosts, reports) = (hosts.clone(), reports.clone());
+        async move {
+            let worked = host::step(&delivery.message, delivery.attempt, &hosts).await;
+            // Whoever waited for it may have gone.
+            let _ = reports.send(Report::of(delivery.message.id, &worked));
+            worked
+        }
+    })
+    .await
+}
+
+/// What a handler sees of a delivery; settling it is not its business.
+struct Taken {
+    message: Message,
+    attempt: u32,
+    deadline: Option<Timestamp>,
+}
+
+/// Receives both lanes of `queue` and has each delivery worked by `handler`.
+async fn take<B, H, F>(
+    broker: &B,
+    queue: &'static Queue,
+    concurrency: u16,
+    metrics: &Metrics,
+    shutdown: &Shutdown,
+    handler: H,
+) -> Result<(), BrokerError>
+where
+    B: Broker,
+    H: Fn(Taken) -> F,
+    F: Future<Output = Worked> + Send + 'static,
+{
+    let mut normal = broker.receive(queue, Lane::Normal, concurrency).await?;
+    let mut urgent = broker.receive(queue, Lane::Urgent, URGENT_SLOTS).await?;
+    tracing::info!(queue = queue.name, concurrency, "the worker takes jobs");
     let jobs = TaskTracker::new();
     let ended = loop {
         let delivery = tokio::select! {
@@ -61,7 +119,10 @@ pub async fn run<B: Broker>(
         };
         match delivery {
             Ok(delivery) => {
-                jobs.spawn(work(B::SYSTEM, delivery, context.clone(), shutdown.clone()));
+                let taken =
+                    Taken { message: delivery.message.clone(), attempt: delivery.attempt, deadline: delivery.deadline };
+                let worked = handler(taken);
+                jobs.spawn(work(B::SYSTEM, queue, delivery, worked, metrics.clone(), shutdown.clone()));
             }
             Err(error) => break Err(error),
         }
@@ -78,27 +139,36 @@ async fn next(receiver: &mut Receiver) -> Result<Delivery, BrokerError> {
 }
 
 /// Works one delivery to its settlement.
-async fn work(system: &'static str, delivery: Delivery, context: Context, shutdown: Shutdown) {
+async fn work(
+    system: &'static str,
+    queue: &'static Queue,
+    delivery: Delivery,
+    worked: impl Future<Output = Worked>,
+    metrics: Metrics,
+    shutdown: Shutdown,
+) {
     let now = Timestamp::now();
-    let span = propagation::process_span(system, &job::RELAY, &delivery, now);
+    let span = propagation::process_span(system, queue, &delivery, now);
     let waited = Duration::try_from(now.duration_since(delivery.published)).unwrap_or_default();
-    let in_hands = context.metrics.job_begins(waited);
+    let in_hands = metrics.job_begins(waited);
     let started = Instant::now();
     async {
         let worked = tokio::select! {
-            worked = step(&delivery.message, delivery.attempt, delivery.deadline, &context) => worked,
-            () = shutdown.hard() => Worked { kind: "relay", outcome: "given_back", settlement: Settlement::GiveBack },
+            worked = worked => worked,
+            () = shutdown.hard() => {
+                Worked { kind: queue.name, outcome: "given_back", failed: true, settlement: Settlement::GiveBack }
+            }
         };
         let span = tracing::Span::current();
         span.record("job.kind", worked.kind);
         span.record("job.outcome", worked.outcome);
-        if worked.outcome != "ok" {
+        if worked.failed {
             propagation::fail(&span, worked.outcome);
         }
         if let Err(error) = delivery.settle(worked.settlement).await {
             tracing::warn!(error = %error, "a settlement did not arrive; the job may be worked again");
         }
-        context.metrics.job(worked.kind, worked.outcome, started.elapsed());
+        metrics.job(worked.kind, worked.outcome, started.elapsed());
         drop(in_hands);
     }
     .instrument(span)
@@ -109,151 +179,6 @@ async fn work(system: &'static str, delivery: Delivery, context: Context, shutdo
 struct Worked {
     kind: &'static str,
     outcome: &'static str,
+    failed: bool,
     settlement: Settlement,
-}
-
-impl Worked {
-    const fn reply(kind: &'static str, outcome: &'static str, body: Bytes) -> Self {
-        Self { kind, outcome, settlement: Settlement::Done { reply: Some(body) } }
-    }
-
-    /// E14: the caller learns that something went wrong, the operator what.
-    fn unforeseen(kind: &'static str, outcome: &'static str) -> Self {
-        Self::reply(kind, outcome, failure(&[RelayError::unforeseen()]))
-    }
-}
-
-/// The body of an answer that holds errors only.
-fn failure(errors: &[RelayError]) -> Bytes {
-    relay::failure(errors).to_string().into()
-}
-
-/// Decides what becomes of a delivery. A panic in a handler is E14 too.
-async fn step(message: &Message, attempt: u32, deadline: Option<Timestamp>, context: &Context) -> Worked {
-    const UNKNOWN: &str = "relay";
-    let now = Timestamp::now();
-    let left =
-        deadline.map_or(Duration::MAX, |deadline| Duration::try_from(deadline.duration_since(now)).unwrap_or_default());
-    if left.is_zero() {
-        // Nobody waits any more.
-        return Worked { kind: UNKNOWN, outcome: "expired", settlement: Settlement::Done { reply: None } };
-    }
-    if attempt > RELAY_ATTEMPTS {
-        tracing::error!(message.id = %message.id, "a relay job was given up: the workers that had it died");
-        return Worked::unforeseen(UNKNOWN, "attempts");
-    }
-    let job = match Job::decode(&message.body) {
-        Ok(job) => job,
-        Err(DecodeError::Newer(version)) => {
-            tracing::info!(job.version = version, "a job is left for a newer worker");
-            let settlement = Settlement::Later { after: NEWER_VERSION_DELAY, body: None };
-            return Worked { kind: UNKNOWN, outcome: "newer_version", settlement };
-        }
-        Err(error) => {
-            tracing::error!(error = %error, message.id = %message.id, "a relay job cannot be read");
-            return Worked::unforeseen(UNKNOWN, "undecodable");
-        }
-    };
-    let kind = job.kind();
-    // The caller's deadline may be further away than any clock: then the longest wait a caller can have is enough.
-    let until = Instant::now() + left.saturating_sub(ANSWER_MARGIN).min(Duration::from_secs(3600));
-    let (Job::Observe(job::Observe { credentials, .. }) | Job::Health(job::Health { credentials })) = &job;
-    let credentials = match context.seal_keys.open(credentials, message.id) {
-        Ok(credentials) => credentials,
-        Err(error) => {
-            tracing::error!(error = %error, "a relay job cannot be opened; do ingress and workers have the same keys?");
-            return Worked::unforeseen(kind, "sealed");
-        }
-    };
-    let handled = async {
-        match job {
-            Job::Observe(job) => observe::handle(job, &credentials, until, context).await,
-            Job::Health(_) => health::handle(&credentials, until, context).await,
-        }
-    };
-    match AssertUnwindSafe(handled).catch_unwind().await {
-        Ok(body) => Worked::reply(kind, "ok", body),
-        Err(_) => {
-            tracing::error!(message.id = %message.id, job.kind = kind, "a handler panicked");
-            Worked::unforeseen(kind, "panic")
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use futures_util::future::BoxFuture;
-
-    use super::*;
-    use crate::config::WorkerSettings;
-    use crate::credentials::{Credentials, SealKeys};
-    use crate::defender::{self, Defender, Family, Permits};
-    use crate::outbound::Outbound;
-    use crate::telemetry::metrics::Metrics;
-
-    /// What a defect in a handler would do. No call gets past it, so nothing leaves this process.
-    struct Panics;
-
-    impl Permits for Panics {
-        fn permit<'a>(&'a self, _: &'a str, _: &'a str, _: Family, _: bool) -> BoxFuture<'a, Result<(), Duration>> {
-            panic!("a defect")
-        }
-    }
-
-    fn keys(secret: &str) -> SealKeys {
-        SealKeys::derive(&[&secret.to_owned().into()])
-    }
-
-    fn context() -> Context {
-        let defender = Defender::new(defender::Settings::default(), Outbound::new().unwrap());
-        let defender = defender.with_permits(Arc::new(Panics));
-        let settings = WorkerSettings::default();
-        Context::new(defender, "https://portal.example", keys("ours").into(), Metrics::default(), &settings)
-    }
-
-    /// A health job that was sealed with the key derived from `secret`.
-    fn health(secret: &str) -> Message {
-        let mut message = Message::new(Bytes::new());
-        let credentials =
-            Credentials { tenant_id: "t.example".into(), client_id: "c".into(), client_secret: "s".to_owned().into() };
-        let credentials = keys(secret).seal(&credentials, message.id).unwrap();
-        message.body = Job::Health(job::Health { credentials }).encode();
-        message
-    }
-
-    fn in_a_minute() -> Option<Timestamp> {
-        Some(Timestamp::now() + Duration::from_secs(60))
-    }
-
-    #[tokio::test]
-    async fn a_job_that_cannot_be_worked_is_answered_at_once_with_e14() {
-        let undecodable = Message::new(Bytes::from_static(b"{\"v\":1,\"job\":\"unheard of\"}"));
-        for (message, attempt, outcome) in [
-            (health("ours"), RELAY_ATTEMPTS + 1, "attempts"),
-            (undecodable, 1, "undecodable"),
-            (health("another deployment's"), 1, "sealed"),
-            (health("ours"), RELAY_ATTEMPTS, "panic"),
-        ] {
-            let worked = step(&message, attempt, in_a_minute(), &context()).await;
-            assert_eq!(worked.outcome, outcome);
-            let reply = failure(&[RelayError::unforeseen()]);
-            assert_eq!(worked.settlement, Settlement::Done { reply: Some(reply) }, "{outcome}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_job_whose_caller_has_gone_is_let_go_without_work() {
-        let worked = step(&health("ours"), 1, Some(Timestamp::now()), &context()).await;
-        assert_eq!(worked.outcome, "expired");
-        assert_eq!(worked.settlement, Settlement::Done { reply: None });
-    }
-
-    #[tokio::test]
-    async fn a_job_of_a_newer_version_is_left_for_a_newer_worker() {
-        let body = format!("{{\"v\":{},\"job\":\"unheard of\"}}", job::VERSION + 1);
-        let worked = step(&Message::new(body.into()), 1, in_a_minute(), &context()).await;
-        assert_eq!(worked.settlement, Settlement::Later { after: NEWER_VERSION_DELAY, body: None });
-    }
 }

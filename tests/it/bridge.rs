@@ -8,12 +8,17 @@ use defender_bridge::broker::Broker;
 use defender_bridge::broker::rabbitmq::{self, RabbitMq};
 use defender_bridge::broker::sqlite::{self, Sqlite};
 use defender_bridge::cli::roles::{self, Roles, Running};
-use defender_bridge::config::{DefenderSettings, IngressSettings, Keys, Routes, WorkerSettings};
-use defender_bridge::credentials::SealKeys;
+use defender_bridge::cognito;
+use defender_bridge::config::{
+    CognitoSettings, DefenderSettings, HostSettings, IngressSettings, Keys, Routes, WebhookSettings, WorkerSettings,
+};
+use defender_bridge::containment::Policy;
+use defender_bridge::credentials::{Credentials, SealKeys};
 use defender_bridge::job::TOPOLOGY;
 use defender_bridge::relay::token;
 use defender_bridge::retry;
 use defender_bridge::shutdown::Shutdown;
+use defender_bridge::simulator::cognito::{BRAIN_TOKEN, BRAIN_USER};
 use defender_bridge::simulator::scenario::{DEMO_CLIENT_ID, DEMO_CLIENT_SECRET, DEMO_TENANT_ID};
 use defender_bridge::simulator::{self, Control, Simulator};
 use serde_json::Value;
@@ -52,6 +57,13 @@ pub struct Options {
     /// In place of the upstream's URL, for Graph only.
     pub graph_url: Option<String>,
     pub worker: bool,
+    /// Who may send host events; `None`: there is no webhook.
+    pub webhook: Option<WebhookSettings>,
+    /// What is done about hosts of the simulated brain; `None`: nothing.
+    pub hosts: Option<Policy>,
+    /// How often the brain is searched and its feeds are read.
+    pub sweep_interval: Option<Duration>,
+    pub feed_interval: Option<Duration>,
     /// A key that the worker opens seals with in place of the ingress's.
     pub worker_key: Option<String>,
 }
@@ -74,6 +86,10 @@ impl Default for Options {
             defender_url: None,
             graph_url: None,
             worker: true,
+            webhook: None,
+            hosts: None,
+            sweep_interval: None,
+            feed_interval: None,
             worker_key: None,
         }
     }
@@ -210,6 +226,7 @@ async fn start_roles<B: Broker>(broker: B, options: &Options, upstream: &str, sh
                 entities_limit: options.entities_limit,
             },
             keys: Keys { token_keys: secrets, seal_keys: Arc::clone(&seal_keys) },
+            webhook: options.webhook.clone(),
         }),
         worker: options.worker.then(|| roles::Worker {
             defender: DefenderSettings {
@@ -224,10 +241,35 @@ async fn start_roles<B: Broker>(broker: B, options: &Options, upstream: &str, sh
                 None => seal_keys,
             },
             retry: options.retry.clone(),
+            hosts: options.hosts.clone().map(|policy| host_settings(options, upstream, policy)),
         }),
         admin_listen: Some(any_port),
     };
     roles::start(broker, roles, shutdown).await.expect("the roles start")
+}
+
+/// The story's brain, as the bridge's own user, faster than any brain.
+fn host_settings(options: &Options, upstream: &str, policy: Policy) -> HostSettings {
+    let version = "v2.5".parse().expect("a version");
+    let auth = cognito::Auth::Token(BRAIN_TOKEN.to_owned().into());
+    let brain = cognito::Settings::new(upstream.parse().expect("a URL"), version, auth);
+    HostSettings {
+        cognito: CognitoSettings {
+            client: cognito::Settings { retry: options.retry.clone(), ..brain },
+            ca_file: None,
+            rate: 1000,
+            self_user: Some(BRAIN_USER.to_owned()),
+        },
+        credentials: Credentials {
+            tenant_id: DEMO_TENANT_ID.to_owned(),
+            client_id: DEMO_CLIENT_ID.to_owned(),
+            client_secret: DEMO_CLIENT_SECRET.to_owned().into(),
+        },
+        policy,
+        required_groups: Vec::new(),
+        sweep_interval: options.sweep_interval,
+        feed_interval: options.feed_interval,
+    }
 }
 
 /// A link to the test broker in a namespace of its own.
