@@ -9,6 +9,7 @@
 mod breakable;
 mod bridge;
 mod broker_conformance;
+mod campaign;
 mod cli;
 mod cognito_client;
 mod collector;
