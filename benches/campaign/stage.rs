@@ -42,7 +42,10 @@ pub const SECRET_KEY: &str = "benchmark-benchmark-benchmark-benchmark-benchmark-
 pub const WEBHOOK_TOKEN: &str = "benchmark-webhook-token-of-more-than-32-characters";
 
 /// How often a process is started until it is ready.
-const STARTS: u32 = 3;
+const STARTS: u32 = 8;
+
+/// Before a process is started again.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
 /// Within this time a busy broker answers.
 const BROKER_PATIENCE: Duration = Duration::from_secs(60);
@@ -123,6 +126,7 @@ impl Stage {
                 Err(error) if tries == STARTS => return Err(error),
                 Err(_) => tries += 1,
             }
+            sleep(RESTART_PAUSE).await;
         };
         let broker = RabbitMq::connect(rabbitmq::Settings {
             urls: vec![broker_url.to_owned()],
@@ -190,6 +194,7 @@ impl Stage {
                 Err(error) if tries == STARTS => return Err(error),
                 Err(_) => tries += 1,
             }
+            sleep(RESTART_PAUSE).await;
             self.launch(worker)?;
         }
     }

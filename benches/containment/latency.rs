@@ -100,16 +100,9 @@ async fn ask(
     for (index, host) in hosts.iter().enumerate() {
         ticks.tick().await;
         if kill_at == Some(index) {
-            let mut desk = 0;
-            for worker in 0..stage.workers.len() {
-                if stage.is_desk(worker).await {
-                    desk = worker;
-                }
-            }
-            println!(
-                "  killed worker {desk}, the desk, which had {:?} jobs in hands",
-                stage.metric(desk, "bridge_jobs_in_hands").await
-            );
+            let desk = find_desk(stage).await?;
+            let jobs = stage.metric(desk, "bridge_jobs_in_hands").await.unwrap_or_default();
+            println!("  killed worker {desk}, the desk, with {jobs:.0} jobs in hands");
             stage.kill(desk);
             killed = Some((desk, Instant::now()));
         }
@@ -135,6 +128,20 @@ async fn ask(
             let unanswered = hosts.len().saturating_sub(took.len());
             return Ok((took, unanswered));
         }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// The worker that is the desk.
+async fn find_desk(stage: &Stage) -> anyhow::Result<usize> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        for worker in 0..stage.workers.len() {
+            if stage.is_desk(worker).await {
+                return Ok(worker);
+            }
+        }
+        anyhow::ensure!(Instant::now() < end, "no worker is the desk");
         sleep(Duration::from_millis(50)).await;
     }
 }

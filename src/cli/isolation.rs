@@ -212,7 +212,7 @@ async fn list<B: Broker>(broker: &B, json: bool) -> anyhow::Result<()> {
     let left = left.map(|left| format!(", {left} left")).unwrap_or_default();
     println!("this hour       {used} of {}{left}{}", of(per_hour), replaced(&brake, now));
     println!("isolated now    {counted} of {}", of(limits.map(|limits| limits.at_once)));
-    if ledger.held_by_first_sweep() > 0 {
+    if brake.paused && ledger.held_by_first_sweep() > 0 {
         println!("first sweep     found {} hosts with an untouched block tag", ledger.held_by_first_sweep());
     }
     if !current {

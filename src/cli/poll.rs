@@ -189,6 +189,7 @@ async fn poll<B: Broker>(broker: B, plan: Plan, shutdown: Shutdown) -> anyhow::R
         own: None,
         waiting: HashMap::new(),
         tally: Tally::default(),
+        minded: false,
     };
     let looked = match poll.plan.every {
         None => poll.once().await,
@@ -227,6 +228,8 @@ struct Poll<B> {
     /// What was published to be worked here and is not settled, with what was last heard of it.
     waiting: HashMap<Uuid, (Found, Option<&'static str>)>,
     tally: Tally,
+    /// The tags of the running workers were compared with these.
+    minded: bool,
 }
 
 impl<B: Broker> Poll<B> {
@@ -250,6 +253,8 @@ impl<B: Broker> Poll<B> {
     }
 
     async fn for_ever(&mut self, every: Duration) -> anyhow::Result<()> {
+        // What cannot work at all is said at once.
+        self.staff().await?;
         let mut ticks = interval(every);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !self.shutdown.has_begun() {
@@ -272,16 +277,18 @@ impl<B: Broker> Poll<B> {
         let (now, instant) = (Timestamp::now(), Instant::now());
         let found = self.find(now).await.context("Cognito does not show its hosts")?;
         let untouched: Vec<u64> = found.iter().filter(|host| host.untouched).map(|host| host.host).collect();
-        match self.desk.first_sweep(&untouched).await {
-            Ok(FirstSweep::Go) => {}
-            Ok(FirstSweep::Paused) => println!(
-                "isolations are paused: {} hosts carry a block tag that was never worked; see `isolation list` and \
-                 `isolation resume`",
-                untouched.len()
-            ),
-            Err(error) if staffed => return Err(error).context("the desk does not answer; nothing was published"),
-            // Whoever works the events one day asks before.
-            Err(_) => {}
+        // Where nobody works, nobody may be there to answer; whoever works one day asks before.
+        if staffed || !untouched.is_empty() {
+            match self.desk.first_sweep(&untouched).await {
+                Ok(FirstSweep::Go) => {}
+                Ok(FirstSweep::Paused) => println!(
+                    "isolations are paused: {} hosts carry a block tag that was never worked; see `isolation list` and \
+                     `isolation resume`",
+                    untouched.len()
+                ),
+                Err(error) if staffed => return Err(error).context("the desk does not answer; nothing was published"),
+                Err(_) => {}
+            }
         }
         self.memory.begin();
         self.tally.found += found.len();
@@ -351,6 +358,9 @@ impl<B: Broker> Poll<B> {
             self.mind_their_tags().await;
             return Ok(true);
         }
+        if self.plan.publish_only {
+            return Ok(false);
+        }
         // The embedded queue knows only the receivers of its own process, and lets but one process have any.
         match self.broker.receive(&job::HOSTS, Lane::Normal, 1).await {
             Ok(receiver) => receiver.close().await,
@@ -360,16 +370,16 @@ impl<B: Broker> Poll<B> {
             }
             Err(error) => return Err(error).context("the queue cannot be used"),
         }
-        if self.plan.publish_only {
-            return Ok(false);
-        }
         tracing::info!("nobody works host events: this command does");
         self.own = Some(Own::start(&self.broker, &self.plan, &self.metrics, &self.shutdown).await?);
         Ok(true)
     }
 
-    /// Workers act on the tags of their own settings: events about others do nothing.
-    async fn mind_their_tags(&self) {
+    /// Workers act on the tags of their own settings: events about others do nothing. Said once.
+    async fn mind_their_tags(&mut self) {
+        if std::mem::replace(&mut self.minded, true) {
+            return;
+        }
         let Ok(value) = self.broker.watch(job::TRIGGERS).await else { return };
         let theirs = value.borrow().clone();
         let Some(theirs) = theirs.and_then(|value| serde_json::from_slice::<job::Triggers>(&value).ok()) else {
@@ -452,9 +462,8 @@ fn depth(health: &Health, lane: Lane) -> anyhow::Result<&QueueDepth> {
 /// A worker of host events in this process, and the desk it needs.
 struct Own {
     worker: JoinHandle<Result<(), BrokerError>>,
-    desk: JoinHandle<Result<(), BrokerError>>,
-    /// What the desk is still to be told.
-    told: Desk,
+    serving: JoinHandle<Result<(), BrokerError>>,
+    desk: Desk,
     stop_worker: Shutdown,
     stop_desk: Shutdown,
     reports: mpsc::UnboundedReceiver<Report>,
@@ -464,21 +473,25 @@ impl Own {
     async fn start<B: Broker>(broker: &B, plan: &Plan, metrics: &Metrics, shutdown: &Shutdown) -> anyhow::Result<Self> {
         let (stop_worker, stop_desk) = (shutdown.child(), shutdown.child());
         let defender = roles::defender(&plan.defender, crate::retry::Policy::default())?;
-        let (hosts, desk, told) =
-            roles::hosts(plan.hosts.clone(), defender, broker, metrics, &stop_worker, &stop_desk).await?;
+        let started = roles::hosts(plan.hosts.clone(), defender, broker, metrics, &stop_worker, &stop_desk).await;
+        let (hosts, serving, desk) = started.inspect_err(|_| {
+            // The desk may serve already.
+            stop_worker.begin();
+            stop_desk.begin();
+        })?;
         let (reporter, reports) = mpsc::unbounded_channel();
         let working =
             worker::run_hosts(broker.clone(), hosts, CONCURRENCY, reporter, metrics.clone(), stop_worker.clone());
-        Ok(Self { worker: tokio::spawn(working), desk, told, stop_worker, stop_desk, reports })
+        Ok(Self { worker: tokio::spawn(working), serving, desk, stop_worker, stop_desk, reports })
     }
 
     /// Lets the worker finish what it has in hand.
     async fn stop(self) -> anyhow::Result<()> {
         self.stop_worker.begin();
         let worked = self.worker.await.context("the worker failed")?.context("the worker failed");
-        self.told.flush(roles::FLUSH_LIMIT).await;
+        self.desk.flush(roles::FLUSH_LIMIT).await;
         self.stop_desk.begin();
-        let served = self.desk.await.context("the desk failed")?.context("the desk failed");
+        let served = self.serving.await.context("the desk failed")?.context("the desk failed");
         worked.and(served)
     }
 }

@@ -85,9 +85,9 @@ pub enum Reservation {
     Unavailable,
 }
 
-/// The right to post one isolation, for [`GRANT_LIFETIME`]. Dropped without a word it counts as used.
-#[derive(Debug)]
-#[must_use = "a grant that is neither posted nor given back counts as used"]
+/// The right to post one isolation, for [`GRANT_LIFETIME`]. Dropped without a word it is given back when
+/// [`Grant::may_post`] never said yes, and counts as used when it did.
+#[must_use = "a grant is posted or given back"]
 pub struct Grant {
     id: Uuid,
     machine_id: String,
@@ -95,7 +95,29 @@ pub struct Grant {
     /// Since when it is valid, from before it was asked for: by a clock that only goes forward, and by the calendar,
     /// which goes on while a machine is suspended.
     asked: Moment,
-    brake: watch::Receiver<Brake>,
+    /// The POST may have been begun.
+    begun: AtomicBool,
+    /// What became of it, once told.
+    told: bool,
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Grant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Grant")
+            .field("machine_id", &self.machine_id)
+            .field("host_id", &self.host_id)
+            .field("asked", &self.asked)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Grant {
+    fn drop(&mut self) {
+        if !self.told && !*self.begun.get_mut() {
+            self.tell(false);
+        }
+    }
 }
 
 /// A moment by both clocks.
@@ -134,13 +156,24 @@ impl Grant {
     /// # Errors
     /// The POST must not be made; give the grant back with [`Desk::not_posted`].
     pub fn may_post(&self) -> Result<(), Stop> {
-        if self.brake.borrow().paused {
+        if self.shared.brake.borrow().paused {
             Err(Stop::Paused)
         } else if self.asked.elapsed() >= GRANT_LIFETIME {
             Err(Stop::Expired)
         } else {
+            self.begun.store(true, Ordering::Relaxed);
             Ok(())
         }
+    }
+
+    fn tell(&mut self, posted: bool) {
+        self.told = true;
+        let (id, machine_id, host_id) = (self.id, self.machine_id.clone(), self.host_id);
+        self.shared.reports.add(if posted {
+            What::Posted { id, machine_id, host_id }
+        } else {
+            What::NotPosted { id, machine_id, host_id }
+        });
     }
 
     /// Whose isolation it is.
@@ -258,15 +291,13 @@ impl Desk {
     }
 
     /// The POST was made: it was accepted, or its outcome is unknown.
-    pub fn posted(&self, grant: Grant) {
-        let Grant { id, machine_id, host_id, .. } = grant;
-        self.shared.reports.add(What::Posted { id, machine_id, host_id });
+    pub fn posted(&self, mut grant: Grant) {
+        grant.tell(true);
     }
 
     /// The POST was not made, or Defender refused it.
-    pub fn not_posted(&self, grant: Grant) {
-        let Grant { id, machine_id, host_id, .. } = grant;
-        self.shared.reports.add(What::NotPosted { id, machine_id, host_id });
+    pub fn not_posted(&self, mut grant: Grant) {
+        grant.tell(false);
     }
 
     /// The machine is isolated, or about to be, by the bridge; to be said at each occasion.
@@ -447,14 +478,16 @@ impl Shared {
         }
     }
 
-    fn reservation(&self, ask: Ask<'_>, asked: Moment, answer: Answer) -> Reservation {
+    fn reservation(self: &Arc<Self>, ask: Ask<'_>, asked: Moment, answer: Answer) -> Reservation {
         match answer {
             Answer::Granted => Reservation::Granted(Grant {
                 id: ask.id,
                 machine_id: ask.machine_id.to_owned(),
                 host_id: ask.host_id,
                 asked,
-                brake: self.brake.subscribe(),
+                begun: AtomicBool::new(false),
+                told: false,
+                shared: Arc::clone(self),
             }),
             Answer::RateLimited { free_at } => Reservation::RateLimited { free_at },
             Answer::TooManyIsolated => Reservation::TooManyIsolated,

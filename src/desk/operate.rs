@@ -9,13 +9,16 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::brake::{Brake, Cap, Lever};
 use super::ledger::{Ledger, Retained};
 use super::line::Line;
-use super::protocol::{Reply, Request};
+use super::protocol::{Reply, Request, millis};
 use super::state::GRANT_LIMIT;
 use crate::broker::{Broker, BrokerError};
 use crate::job;
 
 /// How long the desk may take to bring the ledger up to date before it is read as it is.
 const STATUS_LIMIT: Duration = Duration::from_secs(3);
+
+/// How long the desk's word may take on its way.
+const WORD: Duration = Duration::from_secs(1);
 
 /// How often a value whose fate is unknown is written again.
 const TRIES: usize = 3;
@@ -76,8 +79,10 @@ pub async fn engage<B: Broker>(broker: &B, by: &str, reason: Option<&str>) -> Re
 pub async fn drain<B: Broker>(broker: &B, engaged: &Engaged) -> (Drained, Duration) {
     let over = engaged.on + GRANT_LIMIT;
     let line = Line::new(broker.clone());
-    let asked = timeout_at(over, line.ask(&Request::Drain, GRANT_LIMIT)).await;
-    let drained = if let Ok(Ok(Reply::Drained)) = asked {
+    let request = Request::Drain { age_ms: millis(engaged.on.elapsed()) };
+    // A desk that does not know all holders speaks when the time is over.
+    let limit = over.saturating_duration_since(Instant::now()) + WORD;
+    let drained = if let Ok(Reply::Drained) = line.ask(&request, limit).await {
         Drained::ByDesk
     } else {
         sleep_until(over).await;

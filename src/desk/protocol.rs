@@ -36,8 +36,8 @@ pub(super) enum Request {
     SweepDone { id: Uuid },
     /// Hosts whose block tag nobody has touched.
     FirstSweep { hosts: Vec<u64> },
-    /// The answer comes when nothing that was granted can be posted any more.
-    Drain,
+    /// The brake was put on so long ago; the answer comes when nothing that was granted before can be posted any more.
+    Drain { age_ms: u64 },
     /// Brings the retained ledger up to date.
     Status,
     /// Whether anybody is there.
@@ -135,7 +135,7 @@ mod tests {
             Request::Reserve { id: Uuid::nil(), machine_id: "m".to_owned(), host_id: 7, reports: reports.clone() },
             Request::Report { reports },
             Request::FirstSweep { hosts: vec![1, 2] },
-            Request::Drain,
+            Request::Drain { age_ms: 3 },
         ] {
             assert_eq!(job::decode::<Request>(&job::encode(&request)), Ok(request));
         }
@@ -148,7 +148,9 @@ mod tests {
         ] {
             assert_eq!(job::decode::<Reply>(&job::encode(&reply)), Ok(reply));
         }
-        let body = job::encode(&Request::Drain);
-        assert_eq!(body, r#"{"v":1,"desk":"drain"}"#);
+        let body = job::encode(&Request::Drain { age_ms: 3 });
+        assert_eq!(body, r#"{"v":1,"desk":"drain","age_ms":3}"#);
+        let newer = br#"{"v":1,"desk":"unheard of","age_ms":3}"#;
+        assert_eq!(job::decode::<Request>(newer), Ok(Request::Unknown));
     }
 }

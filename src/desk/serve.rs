@@ -216,7 +216,7 @@ impl Window {
 /// Somebody who waits until nothing that was granted can be posted any more.
 struct Drain {
     delivery: Delivery,
-    /// When that is so whatever holders say.
+    /// When that is so whatever holders say: it is so long that the brake is on.
     by: Duration,
     /// Not sooner: not all holders are known.
     strangers: bool,
@@ -314,8 +314,9 @@ impl<B: Broker> Clerk<B> {
         let mut engaged = None;
         for (delivery, request) in batch {
             let reply = match request {
-                Request::Drain => {
-                    self.drains.push(Drain { delivery, by: now.mono + GRANT_LIMIT, strangers });
+                Request::Drain { age_ms } => {
+                    let by = now.mono + GRANT_LIMIT.saturating_sub(Duration::from_millis(age_ms));
+                    self.drains.push(Drain { delivery, by, strangers });
                     continue;
                 }
                 Request::FirstSweep { hosts } => {

@@ -223,6 +223,10 @@ impl State {
 
     fn used(&mut self, ask: Ask<'_>, state: Use, happened: Timestamp, now: Now) {
         self.live.remove(&ask.id);
+        if state == Use::Withdrawn && !self.ledger.entries.contains_key(&ask.id) {
+            // Given back is as never granted.
+            return;
+        }
         let entry = self.ledger.entries.entry(ask.id).or_insert_with(|| granted(ask, now));
         if state > entry.state {
             entry.state = state;

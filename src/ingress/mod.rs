@@ -146,7 +146,7 @@ impl<B: Broker> Ingress<B> {
                 return Err(IngressError::Http(refusal));
             }
         };
-        // Read even where it means nothing, for the same reason.
+        // Read even where it means nothing: it is in the way of the next request.
         let body = body::read(&head.headers, body, relay::MAX_BODY_BYTES).await?;
         if head.method == Method::OPTIONS {
             let mut response = Response::new(Body::empty());

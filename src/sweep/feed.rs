@@ -163,6 +163,13 @@ fn earlier(time: Timestamp) -> Timestamp {
     time.checked_sub(SignedDuration::try_from(OVERLAP).unwrap_or_default()).unwrap_or(Timestamp::MIN)
 }
 
+/// What tells an entry of a hosted feed from all others.
+#[must_use]
+pub fn id_of(entry: &Audit) -> String {
+    let user = entry.user.as_deref().unwrap_or_default();
+    entry.id.map_or_else(|| digest_of(&format!("{:?}\0{user}\0{}", entry.at, entry.message)), |id| id.to_string())
+}
+
 /// 16 hexadecimal digits: among the entries of a minute no two will agree by chance.
 fn digest_of(text: &str) -> String {
     let digest = digest::digest(&digest::SHA256, text.as_bytes());

@@ -80,12 +80,12 @@ impl Memory {
             Some(known) if known.what.is(reasons) => known,
             // Only a calm host can wait for its first look: by chance, so that a new sweeper does not publish them all at
             // once, and none of them waits for ever however often sweepers come and go.
-            _ if reasons.is_calm() => {
-                let next = now + self.chance(host);
-                let known = Known { what: What::Found(*reasons), next, interval: LONGEST_INTERVAL, seen: sweep };
+            _ => {
+                let Some(interval) = reasons.calm() else { return Some(Due::New) };
+                let next = now + self.chance(host, interval);
+                let known = Known { what: What::Found(*reasons), next, interval, seen: sweep };
                 self.hosts.entry(host).insert_entry(known).into_mut()
             }
-            _ => return Some(Due::New),
         };
         known.seen = sweep;
         (known.next <= now + TOLERANCE).then_some(Due::Again(known.next))
@@ -93,13 +93,13 @@ impl Memory {
 
     /// The event that was due is published.
     pub fn published(&mut self, host: u64, reasons: &Reasons, now: Instant) {
-        let interval = match self.hosts.get(&host) {
-            _ if reasons.is_calm() => LONGEST_INTERVAL,
-            Some(known) if known.what.is(reasons) => known.interval,
-            _ => FIRST_INTERVAL,
+        let interval = match (reasons.calm(), self.hosts.get(&host)) {
+            (Some(calm), _) => calm,
+            (None, Some(known)) if known.what.is(reasons) => known.interval,
+            (None, _) => FIRST_INTERVAL,
         };
-        let doubled = (interval * 2).min(LONGEST_INTERVAL);
-        let known = Known { what: What::Found(*reasons), next: now + interval, interval: doubled, seen: self.sweep };
+        let following = reasons.calm().unwrap_or_else(|| (interval * 2).min(LONGEST_INTERVAL));
+        let known = Known { what: What::Found(*reasons), next: now + interval, interval: following, seen: self.sweep };
         self.hosts.insert(host, known);
     }
 
@@ -143,9 +143,8 @@ impl Memory {
         self.hosts.is_empty()
     }
 
-    fn chance(&self, host: u64) -> Duration {
-        let longest = LONGEST_INTERVAL.as_millis() as u64;
-        Duration::from_millis(self.spread.hash_one(host) % longest)
+    fn chance(&self, host: u64, longest: Duration) -> Duration {
+        Duration::from_millis(self.spread.hash_one(host) % (longest.as_millis() as u64).max(1))
     }
 }
 
@@ -187,6 +186,7 @@ mod tests {
         state: None,
         expired: false,
         score: false,
+        held: false,
         context: false,
     };
     const BLOCK: Reasons = Reasons { block: true, ..ENRICH };
@@ -273,6 +273,19 @@ mod tests {
     }
 
     #[test]
+    fn an_isolation_that_is_held_back_is_not_asked_for_again_and_again() {
+        let held = Reasons { held: true, ..BLOCK };
+        let mut sweeps = every_minute(3, BLOCK);
+        // The first event found that the brake is on, and waits; a day later it is still on.
+        sweeps.extend((3..1_440).map(|minute| (MINUTE * minute, Some(held))));
+        sweeps.push((MINUTE * 1_440, Some(BLOCK)));
+        let times = published(&mut Memory::default(), Instant::now(), &sweeps);
+        let in_between = times.iter().filter(|time| **time >= MINUTE * 3 && **time < MINUTE * 1_440).count();
+        assert!((3..=5).contains(&in_between), "{times:?}");
+        assert_eq!(times.last(), Some(&(MINUTE * 1_440)), "held no more: asked for at once");
+    }
+
+    #[test]
     fn after_a_dead_letter_a_host_waits_out_its_hour() {
         let (mut memory, now) = (Memory::default(), Instant::now());
         memory.begin();
@@ -318,7 +331,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_host_is_published_too_often_nor_forgotten(steps in prop::collection::vec(step(), 1..80)) {
-            let kinds = [ENRICH, BLOCK, CALM, Reasons { score: true, ..ENRICH }];
+            let kinds = [ENRICH, BLOCK, CALM, Reasons { held: true, ..BLOCK }];
             let (mut memory, mut now) = (Memory::default(), Instant::now());
             // Of each host: its reasons in the last sweep, when they were last published, how often, since when known.
             let mut model: HashMap<u64, (Reasons, Option<Instant>, u32, Instant)> = HashMap::new();
@@ -335,19 +348,16 @@ mod tests {
                     let due = memory.due(host, &reasons, now).is_some();
                     let known = model.get(&host).filter(|known| known.0 == reasons).copied();
                     match known {
-                        None => prop_assert!(due || reasons.is_calm(), "new reasons wait"),
+                        None => prop_assert!(due || reasons.calm().is_some(), "new reasons wait"),
                         Some((_, Some(last), times, _)) => {
-                            let least = if reasons.is_calm() {
-                                LONGEST_INTERVAL
-                            } else {
-                                (FIRST_INTERVAL * 2_u32.pow(times.min(10) - 1)).min(LONGEST_INTERVAL)
-                            };
+                            let growing = || (FIRST_INTERVAL * 2_u32.pow(times.min(10) - 1)).min(LONGEST_INTERVAL);
+                            let least = reasons.calm().unwrap_or_else(growing);
                             prop_assert_eq!(due, now - last + TOLERANCE >= least);
                         }
-                        Some((_, None, _, since)) if reasons.is_calm() => {
-                            prop_assert!(due || now - since < LONGEST_INTERVAL, "a calm host was forgotten");
+                        Some((_, None, _, since)) => {
+                            let most = reasons.calm().unwrap_or_default();
+                            prop_assert!(due || now - since < most, "what was never published is forgotten");
                         }
-                        Some((_, None, ..)) => prop_assert!(due, "what was never published waits"),
                     }
                     let (mut last, mut times, since) =
                         known.map_or((None, 0, now), |(_, last, times, since)| (last, times, since));

@@ -183,8 +183,7 @@ impl<B: Broker> Reader<B> {
             let part: Feed<Audit> = self.session().audit_events(from.start(), EVENTS_LIMIT).await?;
             let mut events = Vec::new();
             for entry in part.events.iter().filter(|entry| from.is_news(entry.at)) {
-                let id = entry.id.map_or_else(|| format!("{:?}", entry.at), |id| id.to_string());
-                events.extend(self.of_audit(&format!("audit-{id}"), entry, now));
+                events.extend(self.of_audit(&format!("audit-{}", feed::id_of(entry)), entry, now));
             }
             self.publish(events).await?;
             let after = from.after(part.next_checkpoint);

@@ -3,15 +3,24 @@
 //! Cognito's list filters are candidates only: they ignore case, match parts of tags, or compare scores strictly
 //! (`cognito.md` 3.4). What is decided here is decided from the host as it was read, tag by tag and byte by byte.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 
 use crate::broker::Lane;
 use crate::cognito::model::Host;
-use crate::containment::Policy;
 use crate::containment::state::{Isolation, State};
+use crate::containment::{Policy, Reason};
 
 /// The states in which a host is followed although nobody asks for anything.
 const FOLLOWED: [Isolation; 3] = [Isolation::Isolating, Isolation::Releasing, Isolation::Isolated];
+
+/// Between two looks at a host that is calm.
+pub const CALM_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// Between two looks at a host whose isolation is held back. Each look adds an event that is held as well, and they are
+/// many when the brake is on for days.
+pub const HELD_INTERVAL: Duration = Duration::from_secs(6 * 3600);
 
 /// Why a host is worth an event. Two sweeps that find the same reasons found the same thing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -28,6 +37,8 @@ pub struct Reasons {
     pub expired: bool,
     /// Its scores reach the thresholds.
     pub score: bool,
+    /// Its tags say that the brake or a cap holds the isolation back: the event that found so waits in the queue.
+    pub held: bool,
     /// Scores or a tag that stays ask for context, and it carries some already: at most for newer context.
     pub context: bool,
 }
@@ -47,14 +58,17 @@ pub fn reasons(policy: &Policy, host: &Host, now: Timestamp) -> Option<Reasons> 
     let followed = state.isolation.filter(|state| FOLLOWED.contains(state));
     let enrich = carries(host, policy.enrich.as_ref());
     let score = policy.thresholds.is_some_and(|thresholds| reaches(host, thresholds));
+    let block = carries(host, policy.block.as_ref());
+    let holds = state.request.and_then(|(_, reason)| reason).is_some_and(Reason::holds);
     let has_context = || own(policy, host).any(|tag| tag.starts_with("agent="));
     let reasons = Reasons {
-        block: carries(host, policy.block.as_ref()),
+        block,
         unblock: carries(host, policy.unblock.as_ref()),
         enrich,
         state: followed,
         expired: followed == Some(Isolation::Isolated) && state.is_over(now),
         score,
+        held: block && holds,
         context: (score || (enrich && policy.keep_enrich_tag)) && has_context(),
     };
     reasons.any().then_some(reasons)
@@ -101,13 +115,19 @@ impl Reasons {
         if self.block || self.unblock || self.expired { Lane::Urgent } else { Lane::Normal }
     }
 
-    /// Nothing is asked for and nothing is due: a look now and then is enough. So with a machine that is isolated (it may
-    /// be released elsewhere), and with scores whose context may have become old.
+    /// How often a look is enough, where nothing is asked for, nothing is due, or an event waits for certain: `None` where
+    /// an event is due at once. Calm are machines that are isolated (they may be released elsewhere), scores whose context
+    /// may have become old, and isolations that are held back.
     #[must_use]
-    pub fn is_calm(&self) -> bool {
-        let contained = self.block || self.unblock || self.expired;
+    pub fn calm(&self) -> Option<Duration> {
         let followed = matches!(self.state, Some(Isolation::Isolating | Isolation::Releasing));
-        !contained && !followed && (self.context || !(self.enrich || self.score))
+        if self.unblock || self.expired || followed {
+            None
+        } else if self.block {
+            self.held.then_some(HELD_INTERVAL)
+        } else {
+            (self.context || !(self.enrich || self.score)).then_some(CALM_INTERVAL)
+        }
     }
 
     /// For logs and the lines of `poll`: `block, isolated`.
@@ -151,6 +171,7 @@ mod tests {
         state: None,
         expired: false,
         score: false,
+        held: false,
         context: false,
     };
 
@@ -166,6 +187,11 @@ mod tests {
             (&["unblock"], Some(Reasons { unblock: true, ..NONE })),
             (&["host_context"], Some(Reasons { enrich: true, ..NONE })),
             (&["block", "unblock"], Some(Reasons { block: true, unblock: true, ..NONE })),
+            (
+                &["block", "mde:request=denied", "mde:request-reason=paused"],
+                Some(Reasons { block: true, held: true, ..NONE }),
+            ),
+            (&["block", "mde:request=denied", "mde:request-reason=protected"], Some(Reasons { block: true, ..NONE })),
             // What a filter lets through that ignores case, splits words or compares parts.
             (&["Block", "BLOCK", " block", "Manual block:2026-02-03 10:30", "blocked"], None),
             (&["host_contexts", "mde:block"], None),
@@ -235,8 +261,10 @@ mod tests {
             (isolated, Lane::Normal, true),
             (Reasons { enrich: true, ..isolated }, Lane::Normal, false),
             (Reasons { block: true, ..isolated }, Lane::Urgent, false),
+            (Reasons { block: true, held: true, ..NONE }, Lane::Urgent, true),
+            (Reasons { block: true, unblock: true, held: true, ..NONE }, Lane::Urgent, false),
         ] {
-            assert_eq!((found.lane(), found.is_calm()), (lane, calm), "{found:?}");
+            assert_eq!((found.lane(), found.calm().is_some()), (lane, calm), "{found:?}");
         }
     }
 
@@ -245,7 +273,7 @@ mod tests {
         let kept = Policy { keep_enrich_tag: true, ..policy() };
         let (bare, known) =
             (host(&["host_context"], (None, None)), host(&["host_context", "mde:agent=found"], (None, None)));
-        let calm = |policy: &Policy, host: &Host| reasons(policy, host, now()).unwrap().is_calm();
+        let calm = |policy: &Policy, host: &Host| reasons(policy, host, now()).unwrap().calm().is_some();
         assert_eq!((calm(&kept, &bare), calm(&kept, &known)), (false, true));
         assert_eq!((calm(&policy(), &bare), calm(&policy(), &known)), (false, false));
     }

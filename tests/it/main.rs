@@ -21,6 +21,7 @@ mod hosts;
 mod hunting_interpreter;
 mod layering;
 mod outbound;
+mod poll;
 mod processes;
 mod rabbitmq_faults;
 mod relay;

@@ -22,6 +22,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// A role that is about to be started.
 pub struct Role {
     name: &'static str,
+    arguments: Vec<String>,
     settings: BTreeMap<String, String>,
 }
 
@@ -37,7 +38,15 @@ impl Role {
             ("BRIDGE_ADMIN_LISTEN", "127.0.0.1:0"),
             ("BRIDGE_ANSWER_TTL", "0s"),
         ];
-        Self { name, settings: settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into() }
+        let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        Self { name, arguments: Vec::new(), settings }
+    }
+
+    /// What follows the role's name on the command line.
+    #[must_use]
+    pub fn arguments(mut self, arguments: &[&str]) -> Self {
+        self.arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        self
     }
 
     #[must_use]
@@ -68,7 +77,7 @@ impl Role {
     /// Starts the process, ready or not.
     pub fn spawn(self) -> Spawned {
         let mut command = Command::new(env!("CARGO_BIN_EXE_defender-bridge"));
-        command.arg(self.name).env_clear().envs(&self.settings).kill_on_drop(true);
+        command.arg(self.name).args(self.arguments).env_clear().envs(&self.settings).kill_on_drop(true);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary runs");
         let log = watch::Sender::new(Log { open: 2, ..Log::default() });

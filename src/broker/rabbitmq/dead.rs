@@ -35,7 +35,7 @@ const ROUND: Duration = Duration::from_secs(15);
 /// Between two rounds: longer than [`LOCK_PAUSE`], so that somebody who waits gets a turn.
 const ROUND_PAUSE: Duration = Duration::from_millis(400);
 /// How long a command waits for others to finish theirs.
-const LOCK_PATIENCE: Duration = Duration::from_secs(30);
+const LOCK_PATIENCE: Duration = Duration::from_secs(60);
 /// Pause between looks at a lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(100);
 

@@ -206,9 +206,6 @@ impl Look<'_> {
                 let what = "Cognito refuses to let tags be written: isolations wait";
                 return Err(Failed::of(Failure::CognitoWriteRefused, what));
             }
-            if !self.is_still_wanted(calls, case).await? {
-                return Ok(Turn::Withdrawn);
-            }
             let grant = match self.hosts.desk.reserve(id, case.host.id).await {
                 Reservation::Granted(grant) => grant,
                 Reservation::Paused => return refused(Reason::Paused),
@@ -219,6 +216,18 @@ impl Look<'_> {
                 }
                 Reservation::Unavailable => return Ok(Turn::Later("no_desk", NO_DESK_AGAIN, self.progress())),
             };
+            // The last look at the tags, after whatever the reservation took.
+            match self.is_still_wanted(calls, case).await {
+                Ok(true) => {}
+                Ok(false) => {
+                    self.hosts.desk.not_posted(grant);
+                    return Ok(Turn::Withdrawn);
+                }
+                Err(failed) => {
+                    self.hosts.desk.not_posted(grant);
+                    return Err(failed);
+                }
+            }
             if let Err(stop) = grant.may_post() {
                 self.hosts.desk.not_posted(grant);
                 tracing::info!(host.id = case.host.id, reason = %stop, "an isolation was stopped before it was posted");

@@ -9,7 +9,7 @@ use defender_bridge::desk::{FirstSweep, Reservation, Settings, operate};
 use defender_bridge::job::{DESK, TOPOLOGY};
 use jiff::Timestamp;
 
-use super::{granted, isolate, open, serve, settings};
+use super::{granted, isolate, open, serve, settings, silent};
 use crate::broker_conformance::World as _;
 use crate::broker_conformance::on_rabbitmq::{OnRabbitMq, Wire, test_url};
 
@@ -98,7 +98,7 @@ async fn another_worker_is_the_desk_within_seconds_and_knows_everything() {
     isolate(&desk, grant, 1);
     // Its holder is the process that dies with the desk.
     let dying = open(&victim, super::settings()).await;
-    drop(granted(&dying, "b", 2).await);
+    silent(granted(&dying, "b", 2).await);
     let interval = Duration::from_secs(3_600);
     desk.sweep_begin(interval, interval).await.expect("nobody sweeps");
     assert_eq!(desk.first_sweep(&[1]).await.expect("told"), FirstSweep::Go);
