@@ -20,7 +20,7 @@ const LIMIT_BYTES: usize = 1000;
 fn request(url: &Url) -> Request {
     Request {
         method: Method::GET,
-        url: url.join("/api/files/abc?key=value").unwrap(),
+        url: url.join("/api/files/planted?key=value").unwrap(),
         template: "/api/files/{id}",
         headers: HeaderMap::new(),
         body: Bytes::new(),
@@ -42,7 +42,7 @@ async fn an_answer_of_any_status_is_returned_whole() {
     assert_eq!(answer.headers["retry-after"], "7");
     assert_eq!(answer.body, "not here");
     let seen = &server.seen()[0];
-    assert_eq!(seen.line, "GET /api/files/abc?key=value");
+    assert_eq!(seen.line, "GET /api/files/planted?key=value");
     assert_eq!(seen.header("user-agent"), Some(concat!("defender-bridge/", env!("CARGO_PKG_VERSION"))));
     // Compressed answers could not be read (`defender.md` 2.1).
     assert_eq!(seen.header("accept-encoding"), None);
@@ -139,7 +139,7 @@ async fn a_certificate_that_nobody_trusts_is_named_as_the_reason() {
     let server = Scripted::start_tls(|_| async { answer(200, "{}") }).await;
     let error = send(request(&server.url)).await.unwrap_err();
     let OutboundError::Certificate { reason } = &error else { panic!("{error:?}") };
-    assert!(!reason.is_empty() && !reason.contains("abc"), "{reason}");
+    assert!(!reason.is_empty() && !reason.contains("planted"), "{reason}");
     assert!(server.seen().is_empty(), "nothing may be sent before the server is known");
 }
 
@@ -216,11 +216,11 @@ async fn each_try_is_a_client_span_whose_context_travels() {
         Some(format!("00-{}-{}-01", context.trace_id(), context.span_id()).as_str())
     );
     let all = format!("{spans:?}");
-    assert!(!all.contains("abc") && !all.contains("key=value"), "{all}");
+    assert!(!all.contains("planted") && !all.contains("key=value"), "{all}");
 }
 
 /// Neither what is asked for nor how is part of an error.
 fn assert_not_shown(error: &OutboundError) {
     let shown = format!("{error} {error:?}");
-    assert!(!shown.contains("abc") && !shown.contains("value") && !shown.contains("http:"), "{shown}");
+    assert!(!shown.contains("planted") && !shown.contains("value") && !shown.contains("http:"), "{shown}");
 }
