@@ -15,6 +15,7 @@ use jiff::Timestamp;
 use moka::future::Cache;
 use secrecy::ExposeSecret as _;
 use serde::de::{DeserializeOwned, Error as _};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
@@ -99,15 +100,43 @@ impl Spec {
     }
 }
 
+/// What a try needs before it may go out.
+pub(super) struct Ready {
+    /// One of the request's calls in flight, until the answer is here.
+    _slot: OwnedSemaphorePermit,
+    /// When the permit is void.
+    void_at: Instant,
+}
+
+/// The right to send one hunting query soon, to be had before the query's text is made: see [`Session::hunting_permit`].
+pub(super) struct HuntingPermit {
+    token: Arc<Token>,
+    ready: Ready,
+}
+
 impl Session {
-    /// Makes a call and reads its JSON.
-    pub(super) async fn call<T: DeserializeOwned>(&self, spec: &Spec) -> Result<T, DefenderError> {
-        self.call_while(spec, |_| true).await
+    /// Waits until a hunting query may go out. The text is best made after that, from all that has gathered meanwhile,
+    /// and sent with [`Session::call_with`]; it is a matter of moments, for a permit that has become void is asked for
+    /// anew. Dropped, it is lost to the quota.
+    ///
+    /// # Errors
+    /// No token, or no permit before the deadline.
+    pub(super) async fn hunting_permit(&self) -> Result<HuntingPermit, DefenderError> {
+        // First the token: fetching one is a call too, which must not wait for the slot that is held here.
+        let token = self.token(Audience::Graph).await?;
+        Ok(HuntingPermit { token, ready: self.ready(Family::Hunting).await? })
     }
 
-    /// Makes a call and reads its JSON; a failure is only followed by another try while `patient` says so.
-    pub(super) async fn call_while<T: DeserializeOwned>(
+    /// Makes a call and reads its JSON.
+    pub(super) async fn call<T: DeserializeOwned>(&self, spec: &Spec) -> Result<T, DefenderError> {
+        self.call_with(None, spec, |_| true).await
+    }
+
+    /// Makes a call and reads its JSON, the first try with `permit` if there is one; every other try gets one of its own.
+    /// A failure is only followed by another try while `patient` says so.
+    pub(super) async fn call_with<T: DeserializeOwned>(
         &self,
+        mut permit: Option<HuntingPermit>,
         spec: &Spec,
         patient: impl Fn(&DefenderError) -> bool,
     ) -> Result<T, DefenderError> {
@@ -116,13 +145,18 @@ impl Session {
         // The error that is reported need not be that of the last try, which the deadline may have ended.
         let maybe_done = AtomicBool::new(false);
         loop {
-            let token = self.token(spec.audience()).await?;
+            let (token, mut ready) = match permit.take() {
+                Some(HuntingPermit { token, ready }) => (token, Some(ready)),
+                None => (self.token(spec.audience()).await?, None),
+            };
             let result = retry::run(&settings.retry, spec.class, self.inner.deadline, |resend_count| {
                 let request = spec.request(&token, settings.rest_limit, resend_count);
                 let (patient, maybe_done) = (&patient, &maybe_done);
+                let ready = ready.take();
                 async move {
-                    let answer = self.attempt(spec.family, request).await;
+                    let answer = self.attempt(spec.family, request, ready).await;
                     answer.and_then(|answer| read(spec.family, &answer)).map_err(|error| {
+                        self.tell_throttled(&error);
                         maybe_done.fetch_or(error.maybe_done, Ordering::Relaxed);
                         Tried::new(error, patient)
                     })
@@ -141,16 +175,44 @@ impl Session {
         }
     }
 
-    /// Makes one try when a slot of this request and a permit are free.
-    pub(super) async fn attempt(&self, family: Family, request: Request) -> Result<Answer, DefenderError> {
+    /// Waits until a slot of this request and a permit are free.
+    async fn ready(&self, family: Family) -> Result<Ready, DefenderError> {
         let inner = &self.inner;
         let ready = async {
-            let slot = inner.slots.acquire().await.expect("the slots of a session are never closed");
+            let slots = Arc::clone(&inner.slots);
+            let slot = slots.acquire_owned().await.expect("the slots of a session are never closed");
             let (tenant, client) = (&inner.account.tenant_id, &inner.account.client_id);
-            let permit = inner.defender.permits.permit(tenant, client, family, inner.containment);
-            permit.await.map(|()| slot).map_err(|wait| DefenderError::not_permitted(family, wait))
+            let permit = inner.defender.permits.permit(tenant, client, family, inner.purpose, inner.deadline);
+            // Refused means that there is none in time.
+            let refused = |wait| DefenderError::not_permitted(family, wait).out_of_time();
+            let void_at = permit.await.map_err(refused)?;
+            Ok(Ready { _slot: slot, void_at })
         };
-        let _slot = timeout_at(inner.deadline, ready).await.map_err(|_| DefenderError::deadline(family))??;
+        timeout_at(inner.deadline, ready).await.map_err(|_| DefenderError::deadline(family))?
+    }
+
+    /// Tells the quota that the service throttles, if that is what happened.
+    fn tell_throttled(&self, error: &DefenderError) {
+        // Without a status it is our own quota that says so; a token's failure says nothing of this family.
+        if error.is_answer(429) {
+            let account = &self.inner.account;
+            let permits = &self.inner.defender.permits;
+            permits.throttled(&account.tenant_id, &account.client_id, error.family, error.retry_after);
+        }
+    }
+
+    /// Makes one try: with what was made ready for it, or when that can be had.
+    pub(super) async fn attempt(
+        &self,
+        family: Family,
+        request: Request,
+        ready: Option<Ready>,
+    ) -> Result<Answer, DefenderError> {
+        let inner = &self.inner;
+        let _ready = match ready.filter(|ready| Instant::now() < ready.void_at) {
+            Some(ready) => ready,
+            None => self.ready(family).await?,
+        };
         if Instant::now() >= inner.deadline {
             return Err(DefenderError::deadline(family));
         }

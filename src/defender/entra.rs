@@ -118,7 +118,7 @@ impl Session {
         };
         retry::run(&settings.retry, retry::Call::Token, self.inner.deadline, |resend_count| {
             let request = Request { resend_count, ..request.clone() };
-            async move { read_token(family, &self.attempt(family, request).await?, Timestamp::now()).map(Arc::new) }
+            async move { read_token(family, &self.attempt(family, request, None).await?, Timestamp::now()).map(Arc::new) }
         })
         .await
     }

@@ -56,7 +56,7 @@ impl Session {
     }
 
     pub(super) async fn hunt_probe(&self) -> Result<(), DefenderError> {
-        let _: Answer<FileEvent> = self.query(query::HEALTH_PROBE, u32::MAX).await?;
+        let _: Answer<FileEvent> = self.query(|| query::HEALTH_PROBE.to_owned(), u32::MAX).await?;
         Ok(())
     }
 
@@ -110,7 +110,7 @@ impl Session {
     ) -> Result<Vec<Observed<T>>, DefenderError> {
         let refusing = &self.inner.defender.shared.refusing_partition;
         if !refusing.contains_key(&self.inner.account) {
-            match self.query::<Answer<Observed<T>>>(&build(batch, top, Newest::Partition), patience).await {
+            match self.query::<Answer<Observed<T>>>(|| build(batch, top, Newest::Partition), patience).await {
                 Err(error) if error.refuses_partition() => {
                     info!(%error, "the tenant's hunting refuses partition; using row numbers");
                     refusing.insert(Arc::clone(&self.inner.account), ()).await;
@@ -118,18 +118,24 @@ impl Session {
                 answer => return answer.map(|answer| answer.results),
             }
         }
-        Ok(self.query::<Answer<Observed<T>>>(&build(batch, top, Newest::RowNumber), patience).await?.results)
+        Ok(self.query::<Answer<Observed<T>>>(|| build(batch, top, Newest::RowNumber), patience).await?.results)
     }
 
-    /// `POST /v1.0/security/runHuntingQuery` (`defender.md` 4), given up after `patience` answers of 504.
-    async fn query<T: DeserializeOwned>(&self, text: &str, patience: u32) -> Result<T, DefenderError> {
+    /// `POST /v1.0/security/runHuntingQuery` (`defender.md` 4), given up after `patience` answers of 504. The text is
+    /// made when it may be sent.
+    async fn query<T: DeserializeOwned>(
+        &self,
+        text: impl FnOnce() -> String,
+        patience: u32,
+    ) -> Result<T, DefenderError> {
         let url =
             address(&self.inner.defender.shared.settings.graph_url, &["v1.0", "security", "runHuntingQuery"], None);
         let too_expensive = AtomicU32::new(0);
         let patient = |error: &DefenderError| {
             !error.is_answer(504) || too_expensive.fetch_add(1, Ordering::Relaxed) + 1 < patience
         };
-        self.call_while(&Spec::hunt(url, text), patient).await
+        let permit = self.hunting_permit().await?;
+        self.call_with(Some(permit), &Spec::hunt(url, &text()), patient).await
     }
 
     pub(super) async fn hunt_devices(&self, ids: &[String]) -> (HashMap<String, DeviceContext>, Option<DefenderError>) {
@@ -172,7 +178,7 @@ impl Session {
         let key = (Arc::clone(&self.inner.account), Arc::from(ids));
         let devices = self
             .once(Family::Hunting, &shared.device_batches, key.clone(), || async {
-                let answer: Answer<DeviceRow> = self.query(&query::device_context(ids), patience).await?;
+                let answer: Answer<DeviceRow> = self.query(|| query::device_context(ids), patience).await?;
                 let mut known: HashMap<String, DeviceContext> = HashMap::new();
                 for row in answer.results {
                     let mut device = DeviceContext::from(row);

@@ -27,6 +27,7 @@ mod rows;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -155,24 +156,60 @@ impl Default for Limits {
 
 /// Says when a call may go out: where a quota that is shared by all workers has its say.
 pub trait Permits: Send + Sync {
-    /// Resolves when one try of `family` may go out for this tenant and client. `Err(wait)` refuses it; the call is then
-    /// taken for throttled with that `Retry-After`. It need not mind the deadline: the caller stops waiting by itself.
-    /// `containment` says that the call serves isolating or releasing a machine, tokens for it included.
+    /// Resolves when one try of `family` may go out for this tenant and client: with the moment by which it must have
+    /// been sent, for a permit counts from when it was given. Each try needs its own.
+    ///
+    /// `Err(wait)` refuses it, at once when none can be had before `until`: work that cannot finish is not begun. The
+    /// call is then taken for throttled with that `Retry-After`.
     fn permit<'a>(
         &'a self,
         tenant_id: &'a str,
         client_id: &'a str,
         family: Family,
-        containment: bool,
-    ) -> BoxFuture<'a, Result<(), Duration>>;
+        purpose: Purpose,
+        until: Instant,
+    ) -> BoxFuture<'a, Result<Instant, Duration>>;
+
+    /// A try was answered 429, with this `Retry-After` if any; for hunting that may be how long the engine pauses
+    /// (`defender.md` 3.2). Not said of tokens.
+    fn throttled(&self, tenant_id: &str, client_id: &str, family: Family, retry_after: Option<Duration>) {
+        let _ = (tenant_id, client_id, family, retry_after);
+    }
+
+    /// How many calls of `family` that are not for containment could still go out before `until`, as far as this
+    /// process knows; `u32::MAX` when it knows of no limit.
+    fn room(&self, tenant_id: &str, client_id: &str, family: Family, until: Instant) -> u32 {
+        let _ = (tenant_id, client_id, family, until);
+        u32::MAX
+    }
+}
+
+/// What a call is for: who goes first where there is not room for all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Purpose {
+    /// Isolating or releasing a machine, or another response action; tokens for it included. Goes first.
+    Containment,
+    /// Anything else.
+    Lookup {
+        /// Who asks, by a number that is its own in this process: those who ask take turns, however many calls each
+        /// wants to make.
+        request: u64,
+    },
 }
 
 /// Lets every call go at once.
 struct Unlimited;
 
 impl Permits for Unlimited {
-    fn permit<'a>(&'a self, _: &'a str, _: &'a str, _: Family, _: bool) -> BoxFuture<'a, Result<(), Duration>> {
-        std::future::ready(Ok(())).boxed()
+    fn permit<'a>(
+        &'a self,
+        _: &'a str,
+        _: &'a str,
+        _: Family,
+        _: Purpose,
+        until: Instant,
+    ) -> BoxFuture<'a, Result<Instant, Duration>> {
+        std::future::ready(Ok(until)).boxed()
     }
 }
 
@@ -223,6 +260,8 @@ struct Shared {
     device_batches: Cache<(Arc<Account>, Arc<[String]>), Devices>,
     refusing_partition: Cache<Arc<Account>, ()>,
     refusing_in: Cache<Arc<Account>, ()>,
+    /// Sessions that were begun; their numbers.
+    sessions: AtomicU64,
 }
 
 impl fmt::Debug for Defender {
@@ -245,6 +284,7 @@ impl Defender {
             device_batches: Cache::new(BATCHES_KEPT),
             refusing_partition: Cache::builder().max_capacity(REFUSALS_KEPT).time_to_live(REFUSAL_TTL).build(),
             refusing_in: Cache::builder().max_capacity(REFUSALS_KEPT).time_to_live(REFUSAL_TTL).build(),
+            sessions: AtomicU64::new(0),
         };
         Defender { shared: Arc::new(shared), permits: Arc::new(Unlimited), metrics: None }
     }
@@ -264,14 +304,19 @@ impl Defender {
     /// One request's use of the client. No call of it lasts longer than `deadline`.
     #[must_use]
     pub fn session(&self, credentials: Credentials, deadline: Instant, limits: Limits) -> Session {
+        let purpose = if limits.containment {
+            Purpose::Containment
+        } else {
+            Purpose::Lookup { request: self.shared.sessions.fetch_add(1, Ordering::Relaxed) }
+        };
         Session {
             inner: Arc::new(Inner {
                 defender: self.clone(),
                 account: Arc::new(Account::new(&credentials)),
                 client_secret: credentials.client_secret,
                 deadline,
-                slots: Semaphore::new(limits.concurrent_calls.max(1)),
-                containment: limits.containment,
+                slots: Arc::new(Semaphore::new(limits.concurrent_calls.max(1))),
+                purpose,
                 refused_tokens: Mutex::new(HashMap::new()),
             }),
         }
@@ -292,8 +337,8 @@ struct Inner {
     account: Arc<Account>,
     client_secret: SecretString,
     deadline: Instant,
-    slots: Semaphore,
-    containment: bool,
+    slots: Arc<Semaphore>,
+    purpose: Purpose,
     refused_tokens: Mutex<HashMap<Audience, Arc<Token>>>,
 }
 
@@ -474,6 +519,14 @@ impl Session {
     #[must_use]
     pub fn deadline(&self) -> Instant {
         self.inner.deadline
+    }
+
+    /// How many calls of `family` could still go out before this request ends, as far as this process knows (see
+    /// [`Permits::room`]).
+    #[must_use]
+    pub fn room(&self, family: Family) -> u32 {
+        let Account { tenant_id, client_id, .. } = &*self.inner.account;
+        self.inner.defender.permits.room(tenant_id, client_id, family, self.inner.deadline)
     }
 
     fn api(&self, segments: &[&str], query: Option<&str>) -> Url {

@@ -100,7 +100,7 @@ mod tests {
     use super::*;
     use crate::config::WorkerSettings;
     use crate::credentials::{Credentials, SealKeys};
-    use crate::defender::{self, Defender, Family, Permits};
+    use crate::defender::{self, Defender, Family, Permits, Purpose};
     use crate::outbound::Outbound;
     use crate::telemetry::metrics::Metrics;
 
@@ -108,7 +108,14 @@ mod tests {
     struct Panics;
 
     impl Permits for Panics {
-        fn permit<'a>(&'a self, _: &'a str, _: &'a str, _: Family, _: bool) -> BoxFuture<'a, Result<(), Duration>> {
+        fn permit<'a>(
+            &'a self,
+            _: &'a str,
+            _: &'a str,
+            _: Family,
+            _: Purpose,
+            _: Instant,
+        ) -> BoxFuture<'a, Result<Instant, Duration>> {
             panic!("a defect")
         }
     }

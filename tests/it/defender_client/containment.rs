@@ -250,9 +250,10 @@ async fn a_post_that_was_never_sent_did_not_happen() {
             _: &'a str,
             _: &'a str,
             family: Family,
-            _: bool,
-        ) -> BoxFuture<'a, Result<(), Duration>> {
-            if family == Family::Actions { std::future::pending().boxed() } else { async { Ok(()) }.boxed() }
+            _: Purpose,
+            until: Instant,
+        ) -> BoxFuture<'a, Result<Instant, Duration>> {
+            if family == Family::Actions { std::future::pending().boxed() } else { async move { Ok(until) }.boxed() }
         }
     }
     let server = service(|_, _| answer(200, "{}")).await;
@@ -319,10 +320,11 @@ impl Permits for Noting {
         _: &'a str,
         _: &'a str,
         family: Family,
-        containment: bool,
-    ) -> BoxFuture<'a, Result<(), Duration>> {
-        self.0.lock().unwrap().push((family, containment));
-        async { Ok(()) }.boxed()
+        purpose: Purpose,
+        until: Instant,
+    ) -> BoxFuture<'a, Result<Instant, Duration>> {
+        self.0.lock().unwrap().push((family, purpose == Purpose::Containment));
+        async move { Ok(until) }.boxed()
     }
 }
 

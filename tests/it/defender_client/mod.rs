@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use defender_bridge::defender::model::{Adapter, DeviceContext, File};
 use defender_bridge::defender::{
-    Audience, Credentials, Defender, DefenderError, Family, HashSets, Kind, Limits, Permits, Session, Settings,
+    Audience, Credentials, Defender, DefenderError, Family, HashSets, Kind, Limits, Permits, Purpose, Session, Settings,
 };
 use defender_bridge::outbound::Outbound;
 use defender_bridge::retry::Policy;
@@ -484,6 +484,7 @@ async fn at_most_five_calls_of_a_request_are_in_flight() {
 #[derive(Default)]
 struct Desk {
     asked: Mutex<Vec<(String, String, Family)>>,
+    throttled: Mutex<Vec<(Family, Option<Duration>)>>,
 }
 
 impl Permits for Desk {
@@ -492,11 +493,17 @@ impl Permits for Desk {
         tenant: &'a str,
         client: &'a str,
         family: Family,
-        _: bool,
-    ) -> BoxFuture<'a, Result<(), Duration>> {
+        _: Purpose,
+        until: Instant,
+    ) -> BoxFuture<'a, Result<Instant, Duration>> {
         self.asked.lock().unwrap().push((tenant.to_owned(), client.to_owned(), family));
         let refused = family == Family::Files;
-        async move { if refused { Err(Duration::from_secs(3600)) } else { Ok(()) } }.boxed()
+        async move { if refused { Err(Duration::from_secs(3600)) } else { Ok(until) } }.boxed()
+    }
+
+    fn throttled(&self, tenant: &str, client: &str, family: Family, retry_after: Option<Duration>) {
+        assert_eq!((tenant, client), ("contoso.example", "client-1"));
+        self.throttled.lock().unwrap().push((family, retry_after));
     }
 }
 
@@ -513,6 +520,22 @@ async fn each_try_asks_for_a_permit_first() {
     assert_eq!(families, [Family::Token(Audience::Defender), Family::Machines, Family::Machines, Family::Files]);
     assert_eq!(desk.asked.lock().unwrap()[0].0, "contoso.example");
     assert_eq!(server.counts(), (1, 2));
+}
+
+#[tokio::test]
+async fn the_quota_hears_of_every_429_of_the_service_and_of_nothing_else() {
+    let server = service(|_, call| match call {
+        0 => answer_with(429, "retry-after: 0\r\n", example("mde_error_429_quota.json")),
+        1 => answer(503, ""),
+        _ => answer(200, "{}"),
+    })
+    .await;
+    let desk = Arc::new(Desk::default());
+    let session = session(&defender(&server).with_permits(desk.clone()));
+    session.machine(&machine_id(1)).await.unwrap();
+    session.file(SHA1).await.unwrap_err();
+    let told = desk.throttled.lock().unwrap().clone();
+    assert_eq!(told, [(Family::Machines, Some(Duration::ZERO))]);
 }
 
 #[tokio::test]
