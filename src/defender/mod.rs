@@ -23,6 +23,8 @@ mod machines;
 pub mod model;
 mod pages;
 mod query;
+#[cfg(test)]
+mod query_forms;
 mod rows;
 
 use std::collections::HashMap;

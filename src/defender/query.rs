@@ -254,7 +254,7 @@ fn literal_set<'a>(texts: impl Iterator<Item = &'a str>) -> String {
 }
 
 /// `text` as a string literal that holds exactly it (`defender.md` 6.6).
-fn literal(text: &str) -> String {
+pub(super) fn literal(text: &str) -> String {
     let mut literal = String::with_capacity(text.len() + 2);
     literal.push('"');
     for character in text.chars() {
