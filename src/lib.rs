@@ -20,6 +20,7 @@ pub mod defender;
 pub mod desk;
 pub mod ingress;
 pub mod job;
+pub mod key_sets;
 pub mod listen;
 pub mod mapping;
 pub mod outbound;

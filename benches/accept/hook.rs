@@ -172,8 +172,13 @@ pub async fn serve(path: &Path, listen: SocketAddr, admin_listen: SocketAddr) ->
         peer_rate: 0,
         self_user: None,
     };
-    let settings =
-        IngressSettings { listen, routes: Routes::default(), deadline: Duration::from_secs(50), entities_limit: 100 };
+    let settings = IngressSettings {
+        listen,
+        routes: Routes::default(),
+        deadline: Duration::from_secs(50),
+        entities_limit: 100,
+        key_sets: None,
+    };
     let keys = Keys { token_keys: Vec::new(), seal_keys: Arc::new(SealKeys::derive(&[])) };
     let ingress = roles::Ingress { settings, keys, webhook: Some(webhook) };
     let roles = Roles { ingress: Some(ingress), worker: None, admin_listen: Some(admin_listen) };

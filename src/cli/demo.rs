@@ -12,11 +12,12 @@ use serde_json::{Value, json};
 use super::roles::{self, Roles, Running};
 use crate::cognito;
 use crate::config::{
-    CognitoSettings, DefenderSettings, Findings, HostSettings, IngressSettings, Keys, LogArgs, Routes, TokenDigest,
-    WebhookSettings, WorkerSettings,
+    Applications, CognitoSettings, DefenderSettings, Findings, HostSettings, IngressSettings, Keys, LogArgs, Routes,
+    TokenDigest, WebhookSettings, WorkerSettings,
 };
 use crate::containment::Policy;
-use crate::credentials::{Credentials, SealKeys};
+use crate::credentials::SealKeys;
+use crate::defender::Credentials;
 use crate::relay::token;
 use crate::shutdown::Shutdown;
 use crate::simulator::cognito::{BRAIN_TOKEN, BRAIN_USER, Emit, FINANCE_HOST, HR_HOST, PROTECTED_GROUP};
@@ -152,6 +153,7 @@ async fn serve(
                 routes: Routes { observe: true, refer: true, respond: false },
                 deadline: DEADLINE,
                 entities_limit: crate::relay::limit::DEFAULT_LIMIT,
+                key_sets: None,
             },
             keys: Keys { token_keys: vec![secret_key.clone()], seal_keys: Arc::clone(&seal_keys) },
             webhook: Some(WebhookSettings {
@@ -191,10 +193,13 @@ fn host_settings(url: &url::Url) -> anyhow::Result<HostSettings> {
             rate: 20,
             self_user: Some(BRAIN_USER.to_owned()),
         },
-        credentials: Credentials {
-            tenant_id: DEMO_TENANT_ID.to_owned(),
-            client_id: DEMO_CLIENT_ID.to_owned(),
-            client_secret: DEMO_CLIENT_SECRET.to_owned().into(),
+        applications: Applications {
+            credentials: Credentials {
+                tenant_id: DEMO_TENANT_ID.to_owned(),
+                client_id: DEMO_CLIENT_ID.to_owned(),
+                proof: SecretString::from(DEMO_CLIENT_SECRET).into(),
+            },
+            response: None,
         },
         policy: Policy { enrich: tag(ENRICH), block: tag(BLOCK), unblock: tag(UNBLOCK), ..Policy::default() },
         required_groups: vec![PROTECTED_GROUP.to_owned()],

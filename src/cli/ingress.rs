@@ -3,7 +3,9 @@
 use clap::Args;
 
 use super::roles::{self, Roles};
-use crate::config::{BrokerArgs, Findings, IngressArgs, KeyArgs, LogArgs, ProcessArgs, SelfUserArgs, WebhookArgs};
+use crate::config::{
+    BrokerArgs, Findings, IngressArgs, KeyArgs, KeySetArgs, LogArgs, ProcessArgs, SelfUserArgs, WebhookArgs,
+};
 use crate::shutdown::Shutdown;
 
 #[derive(Debug, Args)]
@@ -17,6 +19,8 @@ pub(super) struct IngressRoleArgs {
     #[command(flatten)]
     ingress: IngressArgs,
     #[command(flatten)]
+    key_sets: KeySetArgs,
+    #[command(flatten)]
     webhook: WebhookArgs,
     #[command(flatten)]
     self_user: SelfUserArgs,
@@ -27,8 +31,8 @@ pub(super) async fn run(args: IngressRoleArgs, log: &LogArgs) -> anyhow::Result<
     let format = log.resolve(&mut findings);
     let process = args.process.resolve(&mut findings);
     let broker = args.broker.resolve(true, &mut findings);
-    let keys = args.keys.resolve(false, &mut findings);
-    let settings = args.ingress.resolve(&mut findings);
+    let keys = args.keys.resolve(args.key_sets.is_on(), &mut findings);
+    let settings = args.ingress.resolve(&args.key_sets, &mut findings);
     let webhook = args.webhook.resolve(&args.self_user, &mut findings);
     let warnings = findings.check()?;
 

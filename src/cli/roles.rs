@@ -18,6 +18,7 @@ use crate::credentials::SealKeys;
 use crate::defender::{self, Defender};
 use crate::desk::{self, Desk};
 use crate::job::{self, Triggers};
+use crate::key_sets::KeySets;
 use crate::outbound::Outbound;
 use crate::relay::token;
 use crate::shutdown::Shutdown;
@@ -96,9 +97,16 @@ pub async fn start<B: Broker>(broker: B, roles: Roles, shutdown: Shutdown) -> an
     let ingress = match roles.ingress {
         None => None,
         Some(Ingress { settings, keys, webhook }) => {
-            if keys.token_keys.is_empty() {
+            if keys.token_keys.is_empty() && settings.key_sets.is_none() {
                 tracing::warn!("SECRET_KEY is not set: every token will be refused");
             }
+            let key_sets = match settings.key_sets {
+                None => None,
+                Some(settings) => {
+                    let outbound = Outbound::new().context("the HTTP client for key sets cannot be set up")?;
+                    Some(KeySets::new(settings, &outbound))
+                }
+            };
             let listener = bind(settings.listen, "BRIDGE_LISTEN").await?;
             addresses.0 = Some(listener.local_addr()?);
             let mut token_keys = keys.token_keys.into_iter();
@@ -107,6 +115,7 @@ pub async fn start<B: Broker>(broker: B, roles: Roles, shutdown: Shutdown) -> an
                 deadline: settings.deadline,
                 entities_limit: settings.entities_limit,
                 token_keys: token::Keys::new(token_keys.next(), token_keys.next()),
+                key_sets,
                 seal_keys: keys.seal_keys,
                 webhook,
             };
@@ -268,13 +277,13 @@ pub(super) async fn hosts<B: Broker>(
         shutdown.clone(),
     ));
     let brain = settings.cognito.client.base_url.host_str().unwrap_or_default().to_owned();
-    let credentials = defender::Credentials {
-        tenant_id: settings.credentials.tenant_id,
-        client_id: settings.credentials.client_id,
-        client_secret: settings.credentials.client_secret,
+    let handled = worker::host::Settings {
+        policy: settings.policy,
+        brain,
+        self_user: settings.cognito.self_user,
+        credentials: settings.applications.credentials,
+        response: settings.applications.response,
     };
-    let handled =
-        worker::host::Settings { policy: settings.policy, brain, self_user: settings.cognito.self_user, credentials };
     let hosts = worker::Hosts::new(handled, cognito, defender, desk.clone(), groups, broker.clone(), metrics.clone());
     Ok((hosts, serving, desk))
 }

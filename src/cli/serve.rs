@@ -4,8 +4,8 @@ use clap::Args;
 
 use super::roles::{self, Roles};
 use crate::config::{
-    BrokerArgs, BrokerUrl, CognitoArgs, DefenderArgs, Findings, HostArgs, IngressArgs, KeyArgs, LogArgs, ProcessArgs,
-    SelfUserArgs, WebhookArgs, WorkerArgs,
+    BrokerArgs, BrokerUrl, CognitoArgs, DefenderArgs, Findings, HostArgs, IngressArgs, KeyArgs, KeySetArgs, LogArgs,
+    ProcessArgs, SelfUserArgs, WebhookArgs, WorkerArgs,
 };
 use crate::shutdown::Shutdown;
 
@@ -19,6 +19,8 @@ pub(super) struct ServeArgs {
     keys: KeyArgs,
     #[command(flatten)]
     ingress: IngressArgs,
+    #[command(flatten)]
+    key_sets: KeySetArgs,
     #[command(flatten)]
     webhook: WebhookArgs,
     #[command(flatten)]
@@ -38,9 +40,9 @@ pub(super) async fn run(args: ServeArgs, log: &LogArgs) -> anyhow::Result<()> {
     let format = log.resolve(&mut findings);
     let process = args.process.resolve(&mut findings);
     let broker = args.broker.resolve(false, &mut findings);
-    // Without a key no token is accepted, so no job needs to be opened.
-    let keys = args.keys.resolve(false, &mut findings);
-    let ingress = args.ingress.resolve(&mut findings);
+    // Without a key no token of SECRET_KEY is accepted, so there is nothing to seal for one.
+    let keys = args.keys.resolve(args.key_sets.is_on(), &mut findings);
+    let ingress = args.ingress.resolve(&args.key_sets, &mut findings);
     let webhook = args.webhook.resolve(&args.self_user, &mut findings);
     let defender = args.defender.resolve(&mut findings);
     let worker = args.worker.resolve(&mut findings);

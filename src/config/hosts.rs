@@ -1,17 +1,15 @@
 //! Settings of host events: whose machines, which tags ask for what, and what is never isolated.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
 
-use super::{CognitoArgs, CognitoSettings, DefenderArgs, Findings, SelfUserArgs, parse};
+use super::{ApplicationArgs, Applications, CognitoArgs, CognitoSettings, DefenderArgs, Findings, SelfUserArgs, parse};
 use crate::cognito::Flavour;
 use crate::containment::policy::{Setting, machine_id};
 use crate::containment::{Guard, NameMatch, Policy};
-use crate::credentials::Credentials;
 
 const TAG_PREFIX: &str = "mde:";
 const REFRESH_AFTER: &str = "24h";
@@ -44,18 +42,9 @@ const YEAR: Duration = Duration::from_secs(366 * 24 * 3600);
 /// Hosts of Cognito.
 #[derive(Clone, Args)]
 pub struct HostArgs {
-    /// Directory (tenant) id of the machines
-    #[arg(long, env = "TENANT_ID", value_name = "ID")]
-    pub tenant_id: Option<String>,
-    /// Id of the application that calls Defender for hosts
-    #[arg(long, env = "APP_ID", value_name = "ID")]
-    pub app_id: Option<String>,
-    /// The application's secret
-    #[arg(long, env = "APP_SECRET", value_name = "SECRET", hide_env_values = true)]
-    pub app_secret: Option<String>,
-    /// File that holds APP_SECRET
-    #[arg(long, env = "APP_SECRET_FILE", value_name = "PATH")]
-    pub app_secret_file: Option<PathBuf>,
+    /// Whose machines, and as whom Defender is called
+    #[command(flatten)]
+    pub application: ApplicationArgs,
     /// Tag that asks for Defender's context of a host [default: none, and no tag asks for it]
     #[arg(long, env = "BRIDGE_TAG_ENRICH", value_name = "TAG")]
     pub tag_enrich: Option<String>,
@@ -141,8 +130,7 @@ pub struct HostArgs {
 impl fmt::Debug for HostArgs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HostArgs")
-            .field("tenant_id", &self.tenant_id)
-            .field("app_id", &self.app_id)
+            .field("application", &self.application)
             .field("tag_enrich", &self.tag_enrich)
             .field("tag_block", &self.tag_block)
             .field("tag_unblock", &self.tag_unblock)
@@ -156,7 +144,7 @@ pub struct HostSettings {
     /// The brain.
     pub cognito: CognitoSettings,
     /// Whose machines, and as whom Defender is called.
-    pub credentials: Credentials,
+    pub applications: Applications,
     /// What is done for which host; valid.
     pub policy: Policy,
     /// Groups that must exist in Cognito at the start: those of the setting, unless missing ones are allowed. The default
@@ -211,44 +199,19 @@ impl HostArgs {
             return None;
         }
         let cognito = cognito.resolve(plain_http, self_user, findings);
-        let credentials = self.credentials(findings);
+        let applications = self.application.resolve(findings);
         self.check_together(cognito.as_ref(), findings);
         if findings.problems.len() > before {
             return None;
         }
         Some(HostSettings {
             cognito: cognito?,
-            policy: Policy { tenant: Some(credentials.as_ref()?.tenant_id.clone()), ..policy },
-            credentials: credentials?,
+            policy: Policy { tenant: Some(applications.as_ref()?.credentials.tenant_id.clone()), ..policy },
+            applications: applications?,
             required_groups,
             sweep_interval,
             feed_interval,
         })
-    }
-
-    fn credentials(&self, findings: &mut Findings) -> Option<Credentials> {
-        let mut needed = |setting: &str, value: Option<&String>| {
-            let value = parse::given(value).map(|value| value.trim().to_owned());
-            if value.is_none() {
-                findings
-                    .problem(setting, "is not set: Defender is called for hosts as this application of this tenant");
-            }
-            value
-        };
-        let tenant_id = needed("TENANT_ID", self.tenant_id.as_ref());
-        let client_id = needed("APP_ID", self.app_id.as_ref());
-        let before = findings.problems.len();
-        let secret = parse::secret(findings, "APP_SECRET", self.app_secret.as_ref(), self.app_secret_file.as_ref());
-        if secret.is_none() && findings.problems.len() == before {
-            findings.problem("APP_SECRET", "is not set, nor is APP_SECRET_FILE: it proves who the application is");
-        }
-        for (setting, id) in [("TENANT_ID", &tenant_id), ("APP_ID", &client_id)] {
-            let plain = |id: &String| id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-'));
-            if id.as_ref().is_some_and(|id| id.len() > 255 || !plain(id)) {
-                findings.problem(setting, "must be 1 to 255 letters, digits, '.' or '-'");
-            }
-        }
-        Some(Credentials { tenant_id: tenant_id?, client_id: client_id?, client_secret: secret? })
     }
 
     /// What is wrong, or odd, with settings that are fine each by itself.
@@ -413,7 +376,6 @@ const fn variable(setting: Setting) -> &'static str {
 mod tests {
     use clap::{CommandFactory as _, FromArgMatches as _, Parser};
     use rstest::rstest;
-    use secrecy::ExposeSecret as _;
 
     use super::*;
 
@@ -467,7 +429,7 @@ mod tests {
         assert_eq!(settings.required_groups, [""; 0]);
         assert_eq!(settings.sweep_interval, Some(Duration::from_secs(60)));
         assert_eq!(settings.feed_interval, Some(Duration::from_secs(15)));
-        assert_eq!(settings.credentials.client_secret.expose_secret(), "pl4nted-secret");
+        assert!(settings.applications.response.is_none());
         assert_eq!(findings, Findings::default());
     }
 

@@ -4,17 +4,21 @@
 //! anything starts. Nobody else reads the environment, but for the standard `OTEL_*` and `RUST_LOG` variables, which
 //! their libraries read (`telemetry`). An empty value counts as not set, because compose files and unit files write those.
 
+mod application;
 mod cognito;
 mod defender;
 mod hosts;
+mod key_sets;
 mod parse;
 mod process;
 mod relay;
 mod webhook;
 
+pub use application::{ApplicationArgs, Applications};
 pub use cognito::{CognitoArgs, CognitoSettings, SelfUserArgs};
 pub use defender::{DefenderArgs, DefenderSettings, WorkerArgs, WorkerSettings};
 pub use hosts::{HostArgs, HostSettings};
+pub use key_sets::KeySetArgs;
 pub use process::{BrokerArgs, BrokerUrl, LogArgs, ProcessArgs, ProcessSettings, operator};
 pub use relay::{IngressArgs, IngressSettings, KeyArgs, Keys, Routes};
 pub use webhook::{TokenDigest, WebhookArgs, WebhookSettings};

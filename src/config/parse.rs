@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::{Span, SpanRelativeTo};
@@ -138,7 +138,7 @@ pub(super) fn secret(
             None
         }
         (Some(value), None) => Some(value.as_str().into()),
-        (None, Some(path)) => match read_secret_file(path) {
+        (None, Some(path)) => match secret_file(path) {
             Ok(text) => Some(text.as_str().into()),
             Err(error) => {
                 findings.problem(&format!("{setting}_FILE"), format_args!("{}: {error}", path.display()));
@@ -149,7 +149,8 @@ pub(super) fn secret(
     }
 }
 
-fn read_secret_file(path: &PathBuf) -> Result<Zeroizing<String>, Box<dyn Display>> {
+/// The text of a file that holds a secret, without its final line break.
+pub(super) fn secret_file(path: &Path) -> Result<Zeroizing<String>, Box<dyn Display>> {
     let size = std::fs::metadata(path).map_err(|error| Box::new(error) as Box<dyn Display>)?.len();
     if size > SECRET_FILE_LIMIT_BYTES {
         return Err(Box::new("is too large for a secret"));

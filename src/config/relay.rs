@@ -8,8 +8,9 @@ use std::time::Duration;
 use clap::Args;
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::{Findings, parse};
+use super::{Findings, KeySetArgs, parse};
 use crate::credentials::SealKeys;
+use crate::key_sets;
 
 /// The keys of tokens and seals.
 #[derive(Clone, Args)]
@@ -54,8 +55,9 @@ pub struct Keys {
 const SECRET_KEY_SHORT_BYTES: usize = 32;
 
 impl KeyArgs {
-    /// Checks and reads the values. `opens` says that the command has to open seals, so that having no key is a problem.
-    pub fn resolve(&self, opens: bool, findings: &mut Findings) -> Keys {
+    /// Checks and reads the values. `seals` says that the command has to make or open seals whatever `SECRET_KEY` is, so
+    /// that having no key is a problem.
+    pub fn resolve(&self, seals: bool, findings: &mut Findings) -> Keys {
         let current = parse::secret(findings, "SECRET_KEY", self.secret_key.as_ref(), self.secret_key_file.as_ref());
         let previous = parse::secret(
             findings,
@@ -84,10 +86,10 @@ impl KeyArgs {
             }),
             None => derived(),
         };
-        if opens && seal_keys.is_empty() {
+        if seals && seal_keys.is_empty() {
             findings.problem(
                 "BRIDGE_SEAL_KEYS",
-                "set it, or SECRET_KEY, to what the ingress has: jobs cannot be opened without",
+                "set it, or SECRET_KEY, to the same on ingress and workers: credentials cannot travel without",
             );
         }
         Keys { token_keys, seal_keys: Arc::new(seal_keys) }
@@ -138,11 +140,13 @@ pub struct IngressSettings {
     pub deadline: Duration,
     /// `L` of `relay.md` 5.3, at least 1.
     pub entities_limit: u32,
+    /// Whose key-set tokens are taken; `None`: nobody's.
+    pub key_sets: Option<key_sets::Settings>,
 }
 
 impl IngressArgs {
     /// Checks and reads the values.
-    pub fn resolve(&self, findings: &mut Findings) -> IngressSettings {
+    pub fn resolve(&self, key_sets: &KeySetArgs, findings: &mut Findings) -> IngressSettings {
         let listen = parse::or_default(&self.listen, LISTEN);
         let listen = parse::listen(findings, "BRIDGE_LISTEN", listen).unwrap_or_else(|| {
             if self.listen.trim().eq_ignore_ascii_case("off") {
@@ -170,7 +174,7 @@ impl IngressArgs {
         if let Some(warning) = warning {
             findings.warning("CTR_ENTITIES_LIMIT", warning);
         }
-        IngressSettings { listen, routes, deadline, entities_limit }
+        IngressSettings { listen, routes, deadline, entities_limit, key_sets: key_sets.resolve(findings) }
     }
 }
 
@@ -178,7 +182,7 @@ impl IngressArgs {
 mod tests {
     use super::*;
 
-    fn keys(secret: &str, previous: &str, seal: &str, opens: bool) -> (Keys, Findings) {
+    fn keys(secret: &str, previous: &str, seal: &str, seals: bool) -> (Keys, Findings) {
         let set = |text: &str| Some(text.to_owned());
         let args = KeyArgs {
             secret_key: set(secret),
@@ -189,7 +193,7 @@ mod tests {
             seal_keys_file: None,
         };
         let mut findings = Findings::default();
-        (args.resolve(opens, &mut findings), findings)
+        (args.resolve(seals, &mut findings), findings)
     }
 
     const LONG: &str = "0123456789abcdef0123456789abcdef";
@@ -212,7 +216,8 @@ mod tests {
             ctr_entities_limit: String::new(),
         };
         let mut findings = Findings::default();
-        let settings = args.resolve(&mut findings);
+        let settings = args.resolve(&KeySetArgs::default(), &mut findings);
+        assert!(settings.key_sets.is_none());
         assert_eq!(settings.listen, SocketAddr::from(([127, 0, 0, 1], 8080)));
         assert_eq!(settings.routes, Routes { observe: true, refer: true, respond: false });
         assert_eq!((settings.deadline, settings.entities_limit), (Duration::from_secs(50), 100));
@@ -221,7 +226,7 @@ mod tests {
 
     #[test]
     fn what_cannot_work_is_a_problem_and_what_is_odd_a_warning() {
-        for (secret, previous, seal, opens, problems, warnings) in [
+        for (secret, previous, seal, seals, problems, warnings) in [
             ("", "", "", false, 0, 0),
             ("", "", "", true, 1, 0),
             ("", "", SEAL, true, 0, 0),
@@ -229,7 +234,7 @@ mod tests {
             ("short", "", "", true, 0, 1),
             (LONG, "", "k=nonsense", true, 1, 0),
         ] {
-            let (_, findings) = keys(secret, previous, seal, opens);
+            let (_, findings) = keys(secret, previous, seal, seals);
             assert_eq!(
                 (findings.problems.len(), findings.warnings.len()),
                 (problems, warnings),

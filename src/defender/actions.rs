@@ -140,7 +140,7 @@ impl Session {
         body: &serde_json::Value,
     ) -> Result<MachineAction, DefenderError> {
         let spec = Spec::post(Family::Actions, self.api(segments, None), template, body);
-        let action: MachineAction = self.call(&spec).await?;
+        let action: MachineAction = self.actor().call(&spec).await?;
         // Without its id an action cannot be followed: as good as no answer.
         if action.id.is_empty() { Err(DefenderError::no_action()) } else { Ok(action) }
     }

@@ -13,7 +13,6 @@ use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method};
 use jiff::Timestamp;
 use moka::future::Cache;
-use secrecy::ExposeSecret as _;
 use serde::de::{DeserializeOwned, Error as _};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
@@ -224,7 +223,7 @@ impl Session {
         let mut answer = sent.map_err(|error| DefenderError::from_outbound(family, &error))?;
         if !answer.status.is_success() {
             let token = authorization.as_ref().and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-            let secrets = [inner.client_secret.expose_secret(), token.unwrap_or_default()];
+            let secrets = [inner.proof.secret().unwrap_or_default(), token.unwrap_or_default()];
             answer.body = redact::without(&secrets, answer.body);
         }
         Ok(answer)

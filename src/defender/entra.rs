@@ -14,12 +14,13 @@ use jiff::Timestamp;
 use moka::Expiry;
 use moka::future::Cache;
 use moka::ops::compute::Op;
-use secrecy::ExposeSecret;
+use secrecy::ExposeSecret as _;
 use serde_json::{Map, Value};
-use url::form_urlencoded;
+use url::{Url, form_urlencoded};
 
 use super::call::address;
-use super::{Account, Audience, DefenderError, Family, Session, TokenClaims};
+use super::certificate::ASSERTION_TYPE;
+use super::{Account, Audience, DefenderError, Family, Proof, Session, TokenClaims};
 use crate::outbound::{Answer, Request};
 use crate::retry;
 
@@ -111,25 +112,31 @@ impl Session {
                 (ACCEPT, HeaderValue::from_static("application/json")),
                 (CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded")),
             ]),
-            body: self.form(settings.scope(audience)).into(),
+            body: bytes::Bytes::new(),
             limit: Some(settings.rest_limit),
             body_limit_bytes: BODY_LIMIT_BYTES,
             resend_count: 0,
         };
         retry::run(&settings.retry, retry::Call::Token, self.inner.deadline, |resend_count| {
-            let request = Request { resend_count, ..request.clone() };
+            // An assertion is for one request only.
+            let body = self.form(settings.scope(audience), &request.url).into();
+            let request = Request { resend_count, body, ..request.clone() };
             async move { read_token(family, &self.attempt(family, request, None).await?, Timestamp::now()).map(Arc::new) }
         })
         .await
     }
 
-    fn form(&self, scope: &str) -> String {
-        form_urlencoded::Serializer::new(String::new())
-            .append_pair("grant_type", "client_credentials")
-            .append_pair("client_id", &self.inner.account.client_id)
-            .append_pair("client_secret", self.inner.client_secret.expose_secret())
-            .append_pair("scope", scope)
-            .finish()
+    fn form(&self, scope: &str, endpoint: &Url) -> String {
+        let client_id = &self.inner.account.client_id;
+        let mut form = form_urlencoded::Serializer::new(String::new());
+        form.append_pair("grant_type", "client_credentials").append_pair("client_id", client_id);
+        match &self.inner.proof {
+            Proof::Secret(secret) => form.append_pair("client_secret", secret.expose_secret()),
+            Proof::Certificate(certificate) => form
+                .append_pair("client_assertion_type", ASSERTION_TYPE)
+                .append_pair("client_assertion", &certificate.assertion(client_id, endpoint, Timestamp::now())),
+        };
+        form.append_pair("scope", scope).finish()
     }
 }
 

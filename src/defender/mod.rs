@@ -6,7 +6,8 @@
 //!
 //! Calls are the currency (`DESIGN.md` 5), so nothing is asked twice: tokens, file profiles, machines and device
 //! contexts are kept for a time, and those who want the same thing at the same moment share one call. Every key holds
-//! tenant, client and a hash of the secret: who does not know the secret never sees a kept answer. What decides about
+//! tenant, client and a hash of the secret (or the thumbprint of the certificate): who does not know the secret never sees
+//! a kept answer. What decides about
 //! isolating or releasing a machine uses no kept answers: `machines` and `actions` hold the calls that never do.
 //!
 //! The hunting routes that stop answering in February 2027 (`/api/advancedqueries/run`, `/api/advancedhunting/run`) are
@@ -15,6 +16,7 @@
 mod actions;
 mod alerts;
 mod call;
+mod certificate;
 mod classify;
 mod entra;
 pub mod error;
@@ -46,6 +48,7 @@ use url::Url;
 pub use self::actions::{COMMENT_LIMIT_CHARS, IsolationType};
 pub use self::alerts::Alerts;
 use self::call::{Spec, address};
+pub use self::certificate::{Certificate, CertificateError};
 use self::entra::{Token, Tokens};
 pub use self::error::{Audience, DefenderError, Family, Kind};
 use self::hunting::DEVICE_ID_DIGITS;
@@ -129,8 +132,54 @@ pub struct Credentials {
     pub tenant_id: String,
     /// The application's id.
     pub client_id: String,
-    /// The application's secret.
-    pub client_secret: SecretString,
+    /// How the application proves who it is.
+    pub proof: Proof,
+}
+
+/// How an application proves who it is (`defender.md` 1.1).
+#[derive(Clone)]
+pub enum Proof {
+    /// It knows a secret.
+    Secret(SecretString),
+    /// It has the key of a certificate.
+    Certificate(Arc<Certificate>),
+}
+
+/// Shows no secret.
+impl fmt::Debug for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Proof::Secret(_) => f.write_str("Secret"),
+            Proof::Certificate(certificate) => certificate.fmt(f),
+        }
+    }
+}
+
+impl From<SecretString> for Proof {
+    fn from(secret: SecretString) -> Self {
+        Proof::Secret(secret)
+    }
+}
+
+impl Proof {
+    /// The secret, where there is one.
+    fn secret(&self) -> Option<&str> {
+        match self {
+            Proof::Secret(secret) => Some(secret.expose_secret()),
+            Proof::Certificate(_) => None,
+        }
+    }
+
+    /// What cache keys hold of it: a hash of the secret, or the certificate's thumbprint.
+    fn sha256(&self) -> [u8; 32] {
+        match self {
+            Proof::Secret(secret) => {
+                let hash = digest::digest(&digest::SHA256, secret.expose_secret().as_bytes());
+                hash.as_ref().try_into().expect("SHA-256 has 32 bytes")
+            }
+            Proof::Certificate(certificate) => certificate.thumbprint(),
+        }
+    }
 }
 
 /// What one request may use.
@@ -220,17 +269,15 @@ impl Permits for Unlimited {
 struct Account {
     tenant_id: String,
     client_id: String,
-    secret_sha256: [u8; 32],
+    proof_sha256: [u8; 32],
 }
 
 impl Account {
     fn new(credentials: &Credentials) -> Self {
-        let secret = credentials.client_secret.expose_secret();
-        let hash = digest::digest(&digest::SHA256, secret.as_bytes());
         Account {
             tenant_id: credentials.tenant_id.clone(),
             client_id: credentials.client_id.clone(),
-            secret_sha256: hash.as_ref().try_into().expect("SHA-256 has 32 bytes"),
+            proof_sha256: credentials.proof.sha256(),
         }
     }
 }
@@ -312,10 +359,11 @@ impl Defender {
             Purpose::Lookup { request: self.shared.sessions.fetch_add(1, Ordering::Relaxed) }
         };
         Session {
+            actor: None,
             inner: Arc::new(Inner {
                 defender: self.clone(),
                 account: Arc::new(Account::new(&credentials)),
-                client_secret: credentials.client_secret,
+                proof: credentials.proof,
                 deadline,
                 slots: Arc::new(Semaphore::new(limits.concurrent_calls.max(1))),
                 purpose,
@@ -332,12 +380,14 @@ impl Defender {
 #[derive(Clone)]
 pub struct Session {
     inner: Arc<Inner>,
+    /// Who posts machine actions, if that is somebody else.
+    actor: Option<Arc<Inner>>,
 }
 
 struct Inner {
     defender: Defender,
     account: Arc<Account>,
-    client_secret: SecretString,
+    proof: Proof,
     deadline: Instant,
     slots: Arc<Semaphore>,
     purpose: Purpose,
@@ -515,6 +565,18 @@ impl Session {
     /// When no token can be had.
     pub async fn roles(&self, audience: Audience) -> Result<TokenClaims, DefenderError> {
         Ok(self.token(audience).await?.claims.clone())
+    }
+
+    /// The same use, in which machine actions are posted by the application of `actor`, and everything is still read by
+    /// that of this one (`defender.md` 8).
+    #[must_use]
+    pub fn acting_as(self, actor: &Session) -> Session {
+        Session { actor: Some(Arc::clone(&actor.inner)), ..self }
+    }
+
+    /// The session that posts machine actions.
+    fn actor(&self) -> Session {
+        Session { inner: Arc::clone(self.actor.as_ref().unwrap_or(&self.inner)), actor: None }
     }
 
     /// When this request ends.

@@ -27,7 +27,8 @@ use crate::broker::{Broker, BrokerError, Message};
 use crate::config::{Routes, WebhookSettings};
 use crate::credentials::{Credentials, SealKeys, Sealed};
 use crate::job::{self, Job};
-use crate::relay::{self, HttpError, Observable, RelayError, limit, observable, payload, token};
+use crate::key_sets::KeySets;
+use crate::relay::{self, HttpError, Observable, RelayError, key_set, limit, observable, payload, token};
 use crate::shutdown::Shutdown;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::propagation;
@@ -43,6 +44,8 @@ pub struct Settings {
     pub entities_limit: u32,
     /// Keys that tokens may be signed with.
     pub token_keys: token::Keys,
+    /// Tokens of key sets, if they are taken.
+    pub key_sets: Option<KeySets>,
     /// Keys that seal credentials.
     pub seal_keys: Arc<SealKeys>,
     /// Who may send host events; `None`: the webhook's path is unknown.
@@ -156,7 +159,7 @@ impl<B: Broker> Ingress<B> {
         if route == Route::Version {
             return Ok(relay_answer(relay::version(env!("CARGO_PKG_VERSION")).to_string()));
         }
-        let claims = self.authenticate(&head.headers)?;
+        let claims = self.authenticate(&head.headers, deadline).await?;
         let limit = limit::lowered(self.settings.entities_limit, claims.entities_limit);
         let credentials = Credentials {
             tenant_id: claims.tenant_id,
@@ -192,15 +195,25 @@ impl<B: Broker> Ingress<B> {
         }
     }
 
-    fn authenticate(&self, headers: &HeaderMap) -> Result<token::Claims, RelayError> {
+    /// Whose token it is decides which check it gets (`relay.md` 2.3).
+    async fn authenticate(&self, headers: &HeaderMap, deadline: Timestamp) -> Result<token::Claims, RelayError> {
         let mut given = headers.get_all(header::AUTHORIZATION).iter();
         let header = match (given.next(), given.next()) {
             // Two headers are no more one scheme and one token than three words are (A3).
             (Some(_), Some(_)) => Some(&b""[..]),
             (first, _) => first.map(HeaderValue::as_bytes),
         };
-        token::authenticate(header, &self.settings.token_keys, Timestamp::now())
-            .map_err(|error| RelayError::authorization(error.reason()))
+        let judged = async {
+            let token = token::read(header)?;
+            match &self.settings.key_sets {
+                Some(key_sets) if token.algorithm() == Some(key_set::ALGORITHM) => {
+                    let left = deadline.duration_since(Timestamp::now());
+                    key_sets.verify(&token, Duration::try_from(left).unwrap_or_default()).await
+                }
+                _ => token.verify(&self.settings.token_keys, Timestamp::now()),
+            }
+        };
+        judged.await.map_err(|error: token::TokenError| RelayError::authorization(error.reason()))
     }
 
     /// Sends a job to the workers and returns their reply as the answer.

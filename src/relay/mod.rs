@@ -5,6 +5,7 @@
 
 pub mod ctim;
 pub mod error;
+pub mod key_set;
 pub mod limit;
 pub mod observable;
 pub mod payload;

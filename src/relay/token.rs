@@ -1,10 +1,10 @@
-//! Bearer tokens: HS256 over `SECRET_KEY` (`relay.md` 2.1 and 2.2), read, checked at a given `now`, and made.
+//! Bearer tokens: HS256 over `SECRET_KEY` (`relay.md` 2.1 and 2.2), read, checked at a given `now`, and made. Tokens that
+//! a key set's owner signed (RS256, 2.3) are read here too, and checked in [`key_set`](super::key_set).
 //!
 //! The JWT is taken apart here rather than by a library because every refusal has its own row and text in the
-//! contract, and because only one algorithm is accepted: what the header says is compared, never obeyed. The checks go
+//! contract, and because each kind has one algorithm: what the header says is compared, never obeyed. The checks go
 //! structure, key present, algorithm and signature, times, claims; so nothing is said about the content of a token
-//! that nobody signed. Key-set tokens (RS256, 2.3) would join as a second arm of [`verify`] beside HS256; what comes
-//! after the signature is the same for both.
+//! that nobody signed.
 //!
 //! Readings where the contract is silent: `exp` and `nbf` may be any JSON number (seconds since 1970, fractions
 //! allowed), `null` counts as absent, anything else is A9. A token is accepted while `now < exp + 60 s` and from
@@ -28,7 +28,7 @@ const MAX_TENANT_CHARS: usize = 255;
 /// What a masked claim reads as.
 const MASK: &str = "********";
 
-/// Why a request is not let in (A1 to A12); `Display` is the contract's `<reason>`.
+/// Why a request is not let in (A1 to A12, J1 to J8); `Display` is the contract's `<reason>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{}", self.reason())]
 pub enum TokenError {
@@ -36,16 +36,27 @@ pub enum TokenError {
     HeaderMissing,
     /// A2, A3
     WrongScheme,
-    /// A4, and a token over [`MAX_TOKEN_BYTES`].
+    /// A4, J7, and a token over [`MAX_TOKEN_BYTES`].
     WrongStructure,
-    /// A5, A6, A7
+    /// A5, A6, A7, J4
     WrongKey,
-    /// A8, A9
+    /// A8, A9, J6
     WrongPayload,
     /// A10, A11
     KeyMissing,
-    /// A12
+    /// A12, J8
     Expired,
+    /// J1
+    KeySetMissing,
+    /// J2
+    WrongKeySet,
+    /// J3
+    UnknownKey,
+    /// J5
+    WrongAudience,
+    /// A key-set token of a tenant that is not on the list of this deployment. Not a row of the contract, whose relay
+    /// served whoever the platform signed for.
+    UnlistedTenant,
 }
 
 impl TokenError {
@@ -59,6 +70,11 @@ impl TokenError {
             Self::WrongPayload => "Wrong JWT payload structure",
             Self::KeyMissing => "<SECRET_KEY> is missing",
             Self::Expired => "JWT has expired",
+            Self::KeySetMissing => "jwks_host is missing in JWT payload",
+            Self::WrongKeySet => "Wrong jwks_host in JWT payload",
+            Self::UnknownKey => "kid from JWT header not found in API response",
+            Self::WrongAudience => "Wrong configuration-token-audience",
+            Self::UnlistedTenant => "tenant_id is not allowed to use this relay",
         }
     }
 }
@@ -92,13 +108,13 @@ pub struct Claims {
     pub entities_limit: Option<u32>,
 }
 
-/// Reads the `Authorization` header's value and verifies its token at `now`. A request with several such headers is
-/// the edge's to refuse: hand it on as two parts too many, or take the first.
+/// Reads the `Authorization` header's value and takes its token apart. A request with several such headers is the edge's
+/// to refuse: hand it on as two parts too many, or take the first.
 ///
 /// # Errors
-/// The row of `relay.md` 2.2 that applies, A1 to A12.
-pub fn authenticate(header: Option<&[u8]>, keys: &Keys, now: Timestamp) -> Result<Claims, TokenError> {
-    verify(bearer(header)?, keys, now)
+/// The row of `relay.md` 2.2 that applies, A1 to A4.
+pub fn read(header: Option<&[u8]>) -> Result<Unverified<'_>, TokenError> {
+    Unverified::parse(bearer(header)?)
 }
 
 /// The token of an `Authorization` header: two parts, the first `Bearer` in any case.
@@ -111,32 +127,44 @@ fn bearer(header: Option<&[u8]>) -> Result<&str, TokenError> {
     }
 }
 
-/// Verifies a token at `now`.
+/// Verifies an HS256 token at `now`.
 ///
 /// # Errors
 /// The row of `relay.md` 2.2 that applies, A4 to A12.
 pub fn verify(token: &str, keys: &Keys, now: Timestamp) -> Result<Claims, TokenError> {
-    let token = Unverified::parse(token)?;
-    if keys.is_empty() {
-        return Err(TokenError::KeyMissing);
-    }
-    match token.header.get("alg").and_then(Value::as_str) {
-        Some("HS256") => token.check_hs256(keys)?,
-        _ => return Err(TokenError::WrongKey),
-    }
-    check_times(&token.payload, now)?;
-    claims(&token.payload)
+    Unverified::parse(token)?.verify(keys, now)
 }
 
-/// The parts of a token that nobody has vouched for yet.
-struct Unverified<'a> {
-    header: Map<String, Value>,
-    payload: Map<String, Value>,
-    signed: &'a str,
-    signature: Vec<u8>,
+/// The parts of a token that nobody has vouched for yet. Has no `Debug`, for it holds secrets.
+pub struct Unverified<'a> {
+    pub(super) header: Map<String, Value>,
+    pub(super) payload: Map<String, Value>,
+    pub(super) signed: &'a str,
+    pub(super) signature: Vec<u8>,
 }
 
 impl<'a> Unverified<'a> {
+    /// The algorithm that the header names: which kind of token this claims to be (`relay.md` 2.3).
+    pub fn algorithm(&self) -> Option<&str> {
+        self.header.get("alg").and_then(Value::as_str)
+    }
+
+    /// Verifies an HS256 token at `now`.
+    ///
+    /// # Errors
+    /// The row of `relay.md` 2.2 that applies, A5 to A12.
+    pub fn verify(&self, keys: &Keys, now: Timestamp) -> Result<Claims, TokenError> {
+        if keys.is_empty() {
+            return Err(TokenError::KeyMissing);
+        }
+        match self.algorithm() {
+            Some("HS256") => self.check_hs256(keys)?,
+            _ => return Err(TokenError::WrongKey),
+        }
+        check_times(&self.payload, now)?;
+        claims(&self.payload)
+    }
+
     fn parse(token: &'a str) -> Result<Self, TokenError> {
         Self::read(token).ok_or(TokenError::WrongStructure)
     }
@@ -170,7 +198,7 @@ fn object(segment: &str) -> Option<Map<String, Value>> {
     serde_json::from_slice(&BASE64URL.decode(segment).ok()?).ok()
 }
 
-fn check_times(payload: &Map<String, Value>, now: Timestamp) -> Result<(), TokenError> {
+pub(super) fn check_times(payload: &Map<String, Value>, now: Timestamp) -> Result<(), TokenError> {
     let seconds = |name| match payload.get(name) {
         None | Some(Value::Null) => Ok(None),
         Some(value) => value.as_f64().map(Some).ok_or(TokenError::WrongPayload),
@@ -181,7 +209,7 @@ fn check_times(payload: &Map<String, Value>, now: Timestamp) -> Result<(), Token
     if expired || too_early { Err(TokenError::Expired) } else { Ok(()) }
 }
 
-fn claims(payload: &Map<String, Value>) -> Result<Claims, TokenError> {
+pub(super) fn claims(payload: &Map<String, Value>) -> Result<Claims, TokenError> {
     let text = |name| match payload.get(name) {
         Some(Value::String(text)) if !text.is_empty() => Ok(text.clone()),
         _ => Err(TokenError::WrongPayload),
@@ -198,9 +226,9 @@ fn claims(payload: &Map<String, Value>) -> Result<Claims, TokenError> {
     })
 }
 
-/// `^[A-Za-z0-9.-]{1,255}$`, and no step in a path.
-fn is_tenant_id(text: &str) -> bool {
-    text.len() <= MAX_TENANT_CHARS
+/// Whether a tenant can have this id or domain name: `^[A-Za-z0-9.-]{1,255}$`, and no step in a path.
+pub fn is_tenant_id(text: &str) -> bool {
+    (1..=MAX_TENANT_CHARS).contains(&text.len())
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-'))
         && !matches!(text, "." | "..")
 }
@@ -292,6 +320,10 @@ mod tests {
 
     fn keys() -> Keys {
         Keys::new(Some(KEY.into()), None)
+    }
+
+    fn authenticate(header: Option<&[u8]>, keys: &Keys, now: Timestamp) -> Result<Claims, TokenError> {
+        read(header)?.verify(keys, now)
     }
 
     fn signed(payload: &str) -> String {

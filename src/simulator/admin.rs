@@ -100,6 +100,10 @@ pub(super) fn answer(world: &Arc<World>, method: &Method, path: &str, uri: &Uri,
         }),
         ("PUT", "/clock") => parsed::<NewClock>(body).and_then(|new| done(|| control.set_clock(new.now))),
         ("PUT", "/settings") => parsed(body).and_then(|new| change_settings(&control, new)),
+        ("POST", "/key-set/token") => {
+            parsed::<Value>(body).map(|claims| json!({ "token": control.key_set_token(&claims) }))
+        }
+        ("POST", "/key-set/rotate") => done(|| control.rotate_key_set()),
         ("POST", "/reset") => done(|| control.reset()),
         (_, path) if path == "/actions" || path.starts_with("/actions/") => {
             match super::actions::admin(&control, method, path.trim_start_matches("/actions"), uri, body) {

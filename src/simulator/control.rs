@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::cognito::Brain;
 use super::data::{Data, Row};
@@ -15,7 +15,7 @@ use super::quota::Quota;
 use super::recorder::Recorded;
 use super::script::{Script, Scripted};
 use super::world::{World, lock};
-use super::{Tenant, TenantData, entra};
+use super::{Application, Tenant, TenantData, entra};
 
 /// One of the two services that look at roles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
@@ -38,7 +38,7 @@ impl Control {
     }
 
     /// How many calls there were. `route` is a name (`token`, `alerts`, `files`, `machines`, `actions`, `machineactions`,
-    /// `hunting`, `exposureScore`, `cognito`, `cognito-token`, `retired`, `unknown`) or a route's template
+    /// `hunting`, `exposureScore`, `cognito`, `cognito-token`, `key-set`, `retired`, `unknown`) or a route's template
     /// (`files/{id}/alerts`, `machines/{id}`, `tagging/host/{id}`, ...).
     pub fn calls(&self, route: &str) -> u64 {
         self.0.recorder.calls(None, route)
@@ -167,6 +167,40 @@ impl Control {
     /// Changes a tenant's client secret. False if there is no such tenant.
     pub fn set_secret(&self, tenant: &str, secret: &str) -> bool {
         self.0.change_tenant(tenant, |tenant| secret.clone_into(&mut tenant.client_secret))
+    }
+
+    /// Registers a certificate (PEM, with an RSA key) for a tenant's application. False if there is no such tenant.
+    pub fn add_certificate(&self, tenant: &str, pem: &str) -> bool {
+        self.0.change_tenant(tenant, |tenant| tenant.certificates.push(pem.to_owned()))
+    }
+
+    /// Gives a tenant one application more, or replaces that of the same id. False if there is no such tenant.
+    pub fn put_application(&self, tenant: &str, application: Application) -> bool {
+        self.0.change_tenant(tenant, |tenant| {
+            tenant.applications.retain(|one| one.client_id != application.client_id);
+            tenant.applications.push(application);
+        })
+    }
+
+    /// A token with these claims, as the platform signs it (RS256): for a relay that takes key-set tokens.
+    pub fn key_set_token(&self, claims: &Value) -> String {
+        let header = json!({"alg": "RS256", "typ": "JWT", "kid": self.key_set_kid()});
+        self.key_set_signed(&header, claims)
+    }
+
+    /// Any header and payload, signed with the platform's key.
+    pub fn key_set_signed(&self, header: &Value, payload: &Value) -> String {
+        self.0.key_set.sign(header, payload)
+    }
+
+    /// The id of the key that the platform signs with.
+    pub fn key_set_kid(&self) -> String {
+        self.0.key_set.kid()
+    }
+
+    /// The platform takes another key in place of the one it has.
+    pub fn rotate_key_set(&self) {
+        self.0.key_set.rotate();
     }
 
     /// Adds a tenant, or replaces the one of the same id.

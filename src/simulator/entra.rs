@@ -13,10 +13,10 @@ use jsonwebtoken::{EncodingKey, Header};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::Tenant;
 use super::answer::{Answer, PLAIN_JSON};
 use super::request::Incoming;
 use super::world::World;
+use super::{Application, Tenant, assertion};
 
 /// The resources whose tokens Defender takes (`defender.md` 1.2).
 pub(super) const DEFENDER_RESOURCES: [&str; 2] =
@@ -79,7 +79,14 @@ impl Tokens {
         }
     }
 
-    fn issue(&self, tenant: &Tenant, audience: &str, roles: &[String], lifetime: Duration) -> String {
+    fn issue(
+        &self,
+        tenant: &Tenant,
+        client: &Application,
+        audience: &str,
+        roles: &[String],
+        lifetime: Duration,
+    ) -> String {
         let number = self.count.fetch_add(1, Ordering::Relaxed) + 1;
         let now = Timestamp::now().as_second();
         let expires = now.saturating_add_unsigned(lifetime.as_secs());
@@ -91,11 +98,11 @@ impl Tokens {
             "nbf": now,
             "exp": expires,
             "app_displayname": "defender-bridge",
-            "appid": tenant.client_id,
-            "appidacr": "1",
+            "appid": client.client_id,
+            "appidacr": if client.certificates.is_empty() { "1" } else { "2" },
             "idp": issuer,
-            "oid": tenant.client_id,
-            "sub": tenant.client_id,
+            "oid": client.client_id,
+            "sub": client.client_id,
             "tenant_region_scope": "EU",
             "tid": tenant.id,
             // Names the token in a listing of its claims, and makes each one different.
@@ -110,7 +117,7 @@ impl Tokens {
             jsonwebtoken::encode(&Header::default(), &claims, &key).expect("claims of text and numbers are JSON");
         let issued = Issued {
             tenant: tenant.id.to_ascii_lowercase(),
-            client: tenant.client_id.clone(),
+            client: client.client_id.clone(),
             audience: audience.to_owned(),
             roles: roles.to_vec(),
             expires: Instant::now() + lifetime,
@@ -162,17 +169,26 @@ pub(super) fn answer(world: &World, tenant: &str, request: &Incoming) -> Answer 
         }
     }
     let Some(client) = field("client_id") else { return missing("client_id") };
-    if !client.eq_ignore_ascii_case(&tenant.client_id) {
+    let Some(application) = tenant.application(client) else {
         let detail = format!("Application with identifier '{client}' is not present in the directory (simulated).");
         return error(400, "unauthorized_client", 700_016, &detail);
-    }
+    };
     match field("client_secret") {
+        None if let Some(assertion) = field("client_assertion") => {
+            let endpoint = format!("{}{}", request.base(), request.path);
+            let kind = field("client_assertion_type");
+            let certificates = &application.certificates;
+            let judged = assertion::check(kind, assertion, client, &endpoint, certificates, &world.assertions);
+            if let Err((number, detail)) = judged {
+                return error(401, "invalid_client", number, &detail);
+            }
+        }
         None => {
             let detail =
                 "The request body must contain the following parameter: 'client_assertion' or 'client_secret'.";
             return error(401, "invalid_client", 7_000_218, detail);
         }
-        Some(secret) if secret != tenant.client_secret => {
+        Some(secret) if secret != application.client_secret => {
             let detail = format!("The client secret supplied for app '{client}' is not valid (simulated).");
             return error(401, "invalid_client", 7_000_215, &detail);
         }
@@ -186,15 +202,15 @@ pub(super) fn answer(world: &World, tenant: &str, request: &Incoming) -> Answer 
         return error(400, "invalid_scope", 70_011, &detail);
     };
     let roles = if DEFENDER_RESOURCES.contains(&resource) {
-        &tenant.defender_roles
+        &application.defender_roles
     } else if resource == GRAPH_RESOURCE {
-        &tenant.graph_roles
+        &application.graph_roles
     } else {
         let detail = format!("The resource principal named {resource} was not found in the tenant (simulated).");
         return error(400, "invalid_resource", 500_011, &detail);
     };
     let lifetime = world.knob(|knobs| knobs.token_lifetime);
-    let token = world.tokens.issue(&tenant, resource, roles, lifetime);
+    let token = world.tokens.issue(&tenant, &application, resource, roles, lifetime);
     let body = json!({
         "token_type": "Bearer",
         "expires_in": lifetime.as_secs(),

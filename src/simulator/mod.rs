@@ -16,6 +16,7 @@
 //!      /api/machineactions, isolate, unisolate   Defender   actions/
 //! POST /v1.0/security/runHuntingQuery            Graph      graph.rs
 //!      /api/v2.x/..., /api/v3.x/...              Cognito    cognito/
+//! GET  /.well-known/jwks                         platform   key_set.rs
 //!      /_simulator/...                           controls   admin.rs
 //! ```
 //!
@@ -41,6 +42,8 @@
 //! | `PUT /_simulator/actions/machine` | `{"tenant", "machine", "offline": true, "refusal": "os_platform" or null, "outcomes": ["failed"]}`, any of the last three |
 //! | `POST /_simulator/actions/portal` | `{"tenant", "machine", "kind": "Isolate" or "Unisolate", "user"}`: somebody does it in the portal |
 //! | `POST /_simulator/actions/finish` | `{"tenant", "action", "outcome": "succeeded"}`: ends an open action now |
+//! | `POST /_simulator/key-set/token` | the claims of a token: signs it with the platform's key (`relay.md` 2.3); `jwks_host` and `aud` are the caller's to name |
+//! | `POST /_simulator/key-set/rotate` | another key in place of the one there is |
 //! | `POST /_simulator/reset` | back to the start |
 //!
 //! Cognito's are under `/_simulator/cognito`; [`cognito::Brain`] has them all. `actor` and `author` are `analyst.one`
@@ -65,6 +68,7 @@
 mod actions;
 mod admin;
 mod answer;
+mod assertion;
 mod clock;
 pub mod cognito;
 mod connection;
@@ -74,6 +78,7 @@ mod defender;
 mod entra;
 mod faults;
 mod graph;
+mod key_set;
 pub mod kql;
 mod odata;
 mod quota;
@@ -137,7 +142,28 @@ pub enum TenantData {
     Given(Arc<Data>),
 }
 
-/// A tenant with its one application.
+/// One application more of a tenant.
+#[derive(Clone)]
+pub struct Application {
+    /// Its id.
+    pub client_id: String,
+    /// Its secret; empty: it has none.
+    pub client_secret: String,
+    /// Its certificates in PEM form, each with an RSA key.
+    pub certificates: Vec<String>,
+    /// The roles in its tokens for Defender; none leaves the claim out.
+    pub defender_roles: Vec<String>,
+    /// The roles in its tokens for Graph.
+    pub graph_roles: Vec<String>,
+}
+
+impl std::fmt::Debug for Application {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Application").field("client_id", &self.client_id).finish_non_exhaustive()
+    }
+}
+
+/// A tenant with its application, and perhaps others.
 #[derive(Clone)]
 pub struct Tenant {
     /// Its GUID.
@@ -152,6 +178,10 @@ pub struct Tenant {
     pub defender_roles: Vec<String>,
     /// The roles in its tokens for Graph.
     pub graph_roles: Vec<String>,
+    /// The application's certificates in PEM form, each with an RSA key.
+    pub certificates: Vec<String>,
+    /// Further applications.
+    pub applications: Vec<Application>,
     /// What its services know.
     pub data: TenantData,
 }
@@ -172,8 +202,23 @@ impl Tenant {
             client_secret: client_secret.to_owned(),
             defender_roles: DEFENDER_ROLES.map(str::to_owned).to_vec(),
             graph_roles: vec!["ThreatHunting.Read.All".to_owned()],
+            certificates: Vec::new(),
+            applications: Vec::new(),
             data,
         }
+    }
+
+    /// The application of this id.
+    fn application(&self, client_id: &str) -> Option<Application> {
+        let own = Application {
+            client_id: self.client_id.clone(),
+            client_secret: self.client_secret.clone(),
+            certificates: self.certificates.clone(),
+            defender_roles: self.defender_roles.clone(),
+            graph_roles: self.graph_roles.clone(),
+        };
+        let mut all = std::iter::once(own).chain(self.applications.iter().cloned());
+        all.find(|application| application.client_id.eq_ignore_ascii_case(client_id))
     }
 }
 

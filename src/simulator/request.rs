@@ -28,6 +28,8 @@ pub(super) enum Target {
     Graph(graph::Endpoint),
     /// Cognito, under `/api/v2.x`, `/api/v3.x` and `/oauth2/token`.
     Cognito(cognito::Endpoint),
+    /// The platform's key set.
+    KeySet,
     /// Nothing that any of them has.
     Nowhere,
 }
@@ -39,6 +41,7 @@ impl Target {
             ["api", version, rest @ ..] if let Some(version) = cognito::Version::read(version) => {
                 Self::Cognito(cognito::Endpoint::find(version, rest))
             }
+            [".well-known", "jwks"] if method == Method::GET => Self::KeySet,
             ["oauth2", "token"] => Self::Cognito(cognito::Endpoint::Token(None)),
             ["api", rest @ ..] => Self::Defender(Endpoint::find(method, rest)),
             ["v1.0", rest @ ..] => Self::Graph(graph::Endpoint::find(method, rest)),
@@ -54,6 +57,7 @@ impl Target {
             Self::Defender(endpoint) => endpoint.name(),
             Self::Graph(endpoint) => endpoint.name(),
             Self::Cognito(endpoint) => endpoint.name(),
+            Self::KeySet => "key-set",
             Self::Nowhere => "unknown",
         }
     }
@@ -65,6 +69,7 @@ impl Target {
             Self::Defender(endpoint) => endpoint.template(),
             Self::Graph(endpoint) => endpoint.template(),
             Self::Cognito(endpoint) => endpoint.template(),
+            Self::KeySet => ".well-known/jwks",
             Self::Nowhere => "unknown",
         }
     }
@@ -237,6 +242,7 @@ mod tests {
             ("GET", "/t/oauth2/token", "unknown", "unknown"),
             ("GET", "/api/v2.5/hosts/7", "cognito", "hosts/{id}"),
             ("PATCH", "/api/v3.4/tagging/host/7", "cognito", "tagging/host/{id}"),
+            ("GET", "/.well-known/jwks", "key-set", ".well-known/jwks"),
             ("POST", "/oauth2/token", "cognito-token", "oauth2/token"),
             ("POST", "/api/v2.5/oauth2/token", "cognito-token", "oauth2/token"),
             ("GET", "/api/v1.0/machines", "unknown", "unknown"),

@@ -9,11 +9,13 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::actions::{Book, Moment};
+use super::assertion::Seen;
 use super::clock::Clock;
 use super::cognito::Cognito;
 use super::data::Data;
 use super::entra::Tokens;
 use super::faults::Faults;
+use super::key_set::KeySet;
 use super::quota::{Ledger, Quota, Refusal};
 use super::recorder::Recorder;
 use super::scenario;
@@ -46,6 +48,8 @@ pub(super) struct World {
     knobs: RwLock<Knobs>,
     pub(super) clock: Clock,
     pub(super) tokens: Tokens,
+    pub(super) assertions: Seen,
+    pub(super) key_set: KeySet,
     pub(super) ledger: Mutex<Ledger>,
     pub(super) faults: Mutex<Faults>,
     pub(super) brain: Cognito,
@@ -71,6 +75,8 @@ impl World {
             knobs: RwLock::default(),
             clock: Clock::default(),
             tokens: Tokens::default(),
+            assertions: Seen::default(),
+            key_set: KeySet::default(),
             ledger: Mutex::default(),
             faults: Mutex::default(),
             brain: Cognito::new(&settings.brain),

@@ -48,7 +48,7 @@ impl Context {
         let credentials = defender::Credentials {
             tenant_id: credentials.tenant_id.clone(),
             client_id: credentials.client_id.clone(),
-            client_secret: credentials.client_secret.clone(),
+            proof: credentials.client_secret.clone().into(),
         };
         self.defender.session(credentials, until, Limits::default())
     }

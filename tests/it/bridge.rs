@@ -10,17 +10,21 @@ use defender_bridge::broker::sqlite::{self, Sqlite};
 use defender_bridge::cli::roles::{self, Roles, Running};
 use defender_bridge::cognito;
 use defender_bridge::config::{
-    CognitoSettings, DefenderSettings, HostSettings, IngressSettings, Keys, Routes, WebhookSettings, WorkerSettings,
+    Applications, CognitoSettings, DefenderSettings, HostSettings, IngressSettings, Keys, Routes, WebhookSettings,
+    WorkerSettings,
 };
 use defender_bridge::containment::Policy;
-use defender_bridge::credentials::{Credentials, SealKeys};
+use defender_bridge::credentials::SealKeys;
+use defender_bridge::defender::Credentials;
 use defender_bridge::job::TOPOLOGY;
+use defender_bridge::key_sets;
 use defender_bridge::relay::token;
 use defender_bridge::retry;
 use defender_bridge::shutdown::Shutdown;
 use defender_bridge::simulator::cognito::{BRAIN_TOKEN, BRAIN_USER};
 use defender_bridge::simulator::scenario::{DEMO_CLIENT_ID, DEMO_CLIENT_SECRET, DEMO_TENANT_ID};
 use defender_bridge::simulator::{self, Control, Simulator};
+use secrecy::SecretString;
 use serde_json::Value;
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -42,6 +46,10 @@ pub enum Queue {
 pub struct Options {
     pub queue: Queue,
     pub token_keys: Vec<String>,
+    /// Whose key-set tokens are taken.
+    pub key_sets: Option<key_sets::Settings>,
+    /// `BRIDGE_SEAL_KEYS`; derived from the token keys when absent.
+    pub seal_keys: Option<String>,
     pub routes: Routes,
     pub deadline: Duration,
     pub grace: Duration,
@@ -61,6 +69,8 @@ pub struct Options {
     pub webhook: Option<WebhookSettings>,
     /// What is done about hosts of the simulated brain; `None`: nothing.
     pub hosts: Option<Policy>,
+    /// Another application that isolates.
+    pub response: Option<Credentials>,
     /// How often the brain is searched and its feeds are read.
     pub sweep_interval: Option<Duration>,
     pub feed_interval: Option<Duration>,
@@ -74,6 +84,8 @@ impl Default for Options {
         Self {
             queue: Queue::Sqlite,
             token_keys: vec![SECRET_KEY.to_owned()],
+            key_sets: None,
+            seal_keys: None,
             routes: Routes { observe: true, refer: true, respond: false },
             deadline: Duration::from_secs(20),
             grace: Duration::from_secs(20),
@@ -88,6 +100,7 @@ impl Default for Options {
             worker: true,
             webhook: None,
             hosts: None,
+            response: None,
             sweep_interval: None,
             feed_interval: None,
             worker_key: None,
@@ -214,7 +227,10 @@ impl TestBridge {
 
 async fn start_roles<B: Broker>(broker: B, options: &Options, upstream: &str, shutdown: Shutdown) -> Running {
     let secrets: Vec<_> = options.token_keys.iter().map(|key| key.as_str().into()).collect();
-    let seal_keys = Arc::new(SealKeys::derive(&secrets.iter().collect::<Vec<_>>()));
+    let seal_keys = Arc::new(match &options.seal_keys {
+        Some(keys) => SealKeys::parse(keys).expect("sealing keys"),
+        None => SealKeys::derive(&secrets.iter().collect::<Vec<_>>()),
+    });
     let url_of = |own: &Option<String>| -> url::Url { own.as_deref().unwrap_or(upstream).parse().expect("a URL") };
     let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
     let roles = Roles {
@@ -224,6 +240,7 @@ async fn start_roles<B: Broker>(broker: B, options: &Options, upstream: &str, sh
                 routes: options.routes,
                 deadline: options.deadline,
                 entities_limit: options.entities_limit,
+                key_sets: options.key_sets.clone(),
             },
             keys: Keys { token_keys: secrets, seal_keys: Arc::clone(&seal_keys) },
             webhook: options.webhook.clone(),
@@ -260,10 +277,13 @@ fn host_settings(options: &Options, upstream: &str, policy: Policy) -> HostSetti
             rate: 1000,
             self_user: Some(BRAIN_USER.to_owned()),
         },
-        credentials: Credentials {
-            tenant_id: DEMO_TENANT_ID.to_owned(),
-            client_id: DEMO_CLIENT_ID.to_owned(),
-            client_secret: DEMO_CLIENT_SECRET.to_owned().into(),
+        applications: Applications {
+            credentials: Credentials {
+                tenant_id: DEMO_TENANT_ID.to_owned(),
+                client_id: DEMO_CLIENT_ID.to_owned(),
+                proof: SecretString::from(DEMO_CLIENT_SECRET).into(),
+            },
+            response: options.response.clone(),
         },
         policy,
         required_groups: Vec::new(),

@@ -5,17 +5,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// What each module may import of the crate, besides itself. `telemetry` serves every edge.
-const ALLOWED: [(&str, &[&str]); 24] = [
+const ALLOWED: [(&str, &[&str]); 25] = [
     ("admin", &["broker", "shutdown", "telemetry"]),
     ("broker", &[]),
     ("cognito", &["outbound", "redact", "retry", "telemetry"]),
-    ("config", &["cognito", "containment", "credentials", "relay", "telemetry"]),
+    ("config", &["cognito", "containment", "credentials", "defender", "key_sets", "relay", "telemetry"]),
     ("containment", &["cognito::model", "defender::model"]),
     ("credentials", &[]),
     ("defender", &["outbound", "redact", "retry", "telemetry"]),
     ("desk", &["broker", "job", "shutdown", "telemetry"]),
-    ("ingress", &["broker", "cognito::audit", "config", "credentials", "job", "relay", "shutdown", "telemetry"]),
+    (
+        "ingress",
+        &["broker", "cognito::audit", "config", "credentials", "job", "key_sets", "relay", "shutdown", "telemetry"],
+    ),
     ("job", &["broker", "credentials", "relay"]),
+    // The platform's keys: the one thing the ingress may have fetched, and only from hosts of the configuration.
+    ("key_sets", &["outbound", "relay"]),
     ("listen", &["shutdown"]),
     ("mapping", &["defender::model", "relay"]),
     ("outbound", &["retry", "telemetry"]),
@@ -59,6 +64,7 @@ const ALLOWED: [(&str, &[&str]); 24] = [
             "desk",
             "ingress",
             "job",
+            "key_sets",
             "listen",
             "mapping",
             "outbound",

@@ -577,6 +577,7 @@ fn debug_output_shows_no_secret() {
         routes: Routes::default(),
         deadline: Duration::from_secs(1),
         entities_limit: 1,
+        key_sets: None,
     });
 
     let claims = Claims {
@@ -587,18 +588,14 @@ fn debug_output_shows_no_secret() {
     };
     absent(&claims);
     absent(&token::Keys::new(Some(SECRET_KEY.into()), Some(PREVIOUS_KEY.into())));
-    absent(&token::authenticate(
-        Some(format!("Bearer {bearer}x").as_bytes()),
-        &token::Keys::new(None, None),
-        jiff::Timestamp::now(),
-    ));
+    absent(&token::verify(&format!("{bearer}x"), &token::Keys::new(None, None), jiff::Timestamp::now()));
     let credentials =
         Credentials { tenant_id: TENANT.to_owned(), client_id: CLIENT.to_owned(), client_secret: CLIENT_SECRET.into() };
     absent(&credentials);
     absent(&defender::Credentials {
         tenant_id: TENANT.to_owned(),
         client_id: CLIENT.to_owned(),
-        client_secret: CLIENT_SECRET.into(),
+        proof: secrecy::SecretString::from(CLIENT_SECRET).into(),
     });
     let seal_keys = Arc::new(SealKeys::parse(&keys).unwrap());
     absent(&seal_keys);

@@ -235,7 +235,8 @@ impl Look<'_> {
             }
             // The brake's promise counts on this POST to be over in time, whatever belongs to it.
             let until = Instant::now() + POST_LIMIT;
-            let session = self.hosts.defender.session(settings.credentials.clone(), until, Limits::containment());
+            let actor = settings.response.as_ref().unwrap_or(&settings.credentials).clone();
+            let session = self.hosts.defender.session(actor, until, Limits::containment());
             match session.isolate(id, IsolationType::Full, &self.comment(Verb::Isolate, case)).await {
                 Ok(action) => {
                     self.hosts.desk.posted(grant);

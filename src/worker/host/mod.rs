@@ -54,8 +54,10 @@ pub struct Settings {
     pub brain: String,
     /// The user name that the bridge writes notes with; notes of others are never changed.
     pub self_user: Option<String>,
-    /// The tenant and application that isolate.
+    /// The tenant, and the application that reads.
     pub credentials: defender::Credentials,
+    /// The application that isolates and releases, if it is another one.
+    pub response: Option<defender::Credentials>,
 }
 
 /// What handlers of host events work with. Cheap to clone.
@@ -343,10 +345,16 @@ impl Look<'_> {
         } else {
             (Priority::Normal, Limits::default())
         };
-        let credentials = self.hosts.settings.credentials.clone();
+        let session = |credentials: &defender::Credentials| {
+            self.hosts.defender.session(credentials.clone(), self.deadline, limits)
+        };
+        let (reading, response) = (session(&self.hosts.settings.credentials), &self.hosts.settings.response);
         Calls {
             cognito: self.hosts.cognito.session(priority, self.deadline),
-            defender: self.hosts.defender.session(credentials, self.deadline, limits),
+            defender: match response {
+                Some(response) => reading.acting_as(&session(response)),
+                None => reading,
+            },
         }
     }
 

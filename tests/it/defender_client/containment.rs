@@ -654,7 +654,7 @@ impl Lab {
         let credentials = Credentials {
             tenant_id: DEMO_TENANT_ID.to_owned(),
             client_id: DEMO_CLIENT_ID.to_owned(),
-            client_secret: DEMO_CLIENT_SECRET.to_owned().into(),
+            proof: SecretString::from(DEMO_CLIENT_SECRET).into(),
         };
         self.defender.session(credentials, Instant::now() + Duration::from_secs(60), Limits::containment())
     }

@@ -1,6 +1,7 @@
 //! The clients of Entra, Defender and Graph against a scripted server: tokens, retries, caches, paging, hunting; what
 //! isolates and releases machines also against the simulator.
 
+mod certificates;
 mod containment;
 
 use std::collections::BTreeSet;
@@ -17,6 +18,7 @@ use defender_bridge::retry::Policy;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, join_all};
 use rstest::rstest;
+use secrecy::SecretString;
 use tokio::sync::{Barrier, Notify};
 use tokio::time::Instant;
 
@@ -50,7 +52,7 @@ fn credentials(secret: &str) -> Credentials {
     Credentials {
         tenant_id: "contoso.example".to_owned(),
         client_id: "client-1".to_owned(),
-        client_secret: secret.to_owned().into(),
+        proof: SecretString::from(secret).into(),
     }
 }
 

@@ -2,13 +2,16 @@
 
 use std::time::Duration;
 
+use defender_bridge::defender::Credentials;
 use defender_bridge::simulator::cognito::{FINANCE_HOST, HR_HOST};
-use defender_bridge::simulator::scenario::{DEMO_TENANT_ID, FINANCE_WORKSTATION, HR_WORKSTATION};
-use defender_bridge::simulator::{ActionBehaviour, Outcome, WhileOpen};
+use defender_bridge::simulator::scenario::{DEMO_CLIENT_ID, DEMO_TENANT_ID, FINANCE_WORKSTATION, HR_WORKSTATION};
+use defender_bridge::simulator::{ActionBehaviour, Application, Outcome, Resource, WhileOpen};
 use defender_bridge::simulator::{Fault, Matcher};
+use secrecy::SecretString;
 use serde_json::json;
 
-use super::{ANALYST, Hosts, foreign, has};
+use super::{ANALYST, Hosts, foreign, has, policy};
+use crate::bridge::Options;
 
 #[tokio::test]
 async fn a_block_tag_isolates_and_an_unblock_tag_releases() {
@@ -131,5 +134,39 @@ async fn block_wins_over_unblock_and_both_are_consumed() {
     hosts.tag(FINANCE_HOST, "block").await;
     hosts.settled(FINANCE_HOST, "mde:isolation=isolated").await;
     assert!(hosts.is_isolated(FINANCE_WORKSTATION));
+    hosts.stop().await;
+}
+
+/// `defender.md` 8: with an application of its own for it, only that one can isolate, and it can do nothing else.
+#[tokio::test]
+async fn another_application_isolates_and_releases_while_the_first_one_reads() {
+    let response = Credentials {
+        tenant_id: DEMO_TENANT_ID.to_owned(),
+        client_id: "responder".to_owned(),
+        proof: SecretString::from("responder-secret").into(),
+    };
+    let options = Options { hosts: Some(policy()), response: Some(response), ..Options::default() };
+    let hosts = Hosts::start_as(options).await;
+    let control = hosts.bridge.control();
+    let reading = ["Alert.Read.All", "File.Read.All", "Machine.Read.All"];
+    assert!(control.set_roles(DEMO_TENANT_ID, Resource::Defender, &reading));
+    let responder = Application {
+        client_id: "responder".to_owned(),
+        client_secret: "responder-secret".to_owned(),
+        certificates: Vec::new(),
+        defender_roles: vec!["Machine.Isolate".to_owned()],
+        graph_roles: Vec::new(),
+    };
+    assert!(control.put_application(DEMO_TENANT_ID, responder));
+    hosts.tag(HR_HOST, "block").await;
+    hosts.settled(HR_HOST, "mde:isolation=isolated").await;
+    hosts.tag(HR_HOST, "unblock").await;
+    hosts.settled(HR_HOST, "mde:isolation=released").await;
+    let posts = control.requests_to("actions");
+    assert_eq!(posts.len(), 2, "{posts:?}");
+    for request in control.requests().iter().filter(|request| request.route != "token" && request.tenant.is_some()) {
+        let expected = if request.route == "actions" { "responder" } else { DEMO_CLIENT_ID };
+        assert_eq!(request.client.as_deref(), Some(expected), "{} {}", request.method, request.path);
+    }
     hosts.stop().await;
 }

@@ -7,6 +7,7 @@ mod deadlines;
 mod defects;
 mod errors;
 mod grants;
+mod key_sets;
 mod limits;
 mod payloads;
 mod stops;

@@ -138,6 +138,7 @@ impl<B: Broker> Hook<B> {
             routes: Routes::default(),
             deadline: Duration::from_secs(20),
             entities_limit: 100,
+            key_sets: None,
         };
         let keys = Keys { token_keys: Vec::new(), seal_keys: Arc::new(SealKeys::derive(&[])) };
         let roles = Roles {
