@@ -238,8 +238,9 @@ pub fn parse_retry_after(value: &str, now: Timestamp) -> Option<Duration> {
     Some(Duration::try_from(wait).unwrap_or(Duration::ZERO))
 }
 
-/// The three forms of RFC 9110 5.6.7; all are in GMT.
-fn http_date(value: &str) -> Option<Timestamp> {
+/// A date as HTTP writes it: the three forms of RFC 9110 5.6.7, all of them in GMT.
+#[must_use]
+pub fn http_date(value: &str) -> Option<Timestamp> {
     const FORMS: [&str; 3] = ["%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"];
     let date = FORMS.iter().find_map(|form| DateTime::strptime(form, value).ok())?;
     Offset::UTC.to_timestamp(date).ok()

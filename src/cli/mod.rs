@@ -1,5 +1,6 @@
 //! Wiring: the only place that picks concrete types. One file a subcommand.
 
+mod check;
 mod dead_letters;
 mod demo;
 mod ingress;
@@ -50,6 +51,8 @@ enum Command {
     Worker(Box<worker::WorkerRoleArgs>),
     /// Find hosts in Cognito by tags or scores, once or for ever, and have them worked: the flags of the cron script
     Poll(Box<poll::PollArgs>),
+    /// Reach every peer with the configuration of a role, and say what would not work: permissions, secrets, clocks, hosts
+    Check(Box<check::CheckArgs>),
     /// The emergency brake: who is isolated; pause, resume, release, and the hourly cap
     Isolation(isolation::IsolationArgs),
     /// What nobody could work: list, show, redrive, discard
@@ -95,6 +98,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Ingress(args) => ingress::run(*args, &cli.log).await,
         Command::Worker(args) => worker::run(*args, &cli.log).await,
         Command::Poll(args) => poll::run(*args, &cli.log).await,
+        Command::Check(args) => check::run(*args, &cli.log).await,
         Command::Isolation(args) => isolation::run(args, &cli.log).await,
         Command::DeadLetters(args) => dead_letters::run(args, &cli.log).await,
         Command::Demo(args) => demo::run(args, &cli.log).await,

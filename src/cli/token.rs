@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use secrecy::SecretString;
 
 use crate::config::{Findings, KeyArgs, Keys};
-use crate::relay::token;
+use crate::relay::{key_set, token};
 
 /// Random bytes of a new key: 64 characters of base64url, as `relay.md` 2.2 recommends.
 const KEY_BYTES: usize = 48;
@@ -143,6 +143,10 @@ fn inspect(args: InspectArgs) -> anyhow::Result<()> {
     let inspection = token::inspect(token)?;
     println!("header: {}", serde_json::to_string_pretty(&inspection.header)?);
     println!("claims: {}", serde_json::to_string_pretty(&inspection.claims)?);
+    if inspection.header.get("alg").is_some_and(|alg| alg == key_set::ALGORITHM) {
+        println!("its signature is of a key set: `check --token-file` says whether the relay accepts it");
+        return Ok(());
+    }
     if verifying.is_empty() {
         println!("SECRET_KEY is not set: the signature was not checked");
         return Ok(());

@@ -10,6 +10,7 @@ mod breakable;
 mod bridge;
 mod broker_conformance;
 mod campaign;
+mod check;
 mod cli;
 mod cognito_client;
 mod collector;

@@ -24,6 +24,7 @@ mod ladder;
 mod lease;
 mod link;
 mod names;
+mod probe;
 mod publisher;
 mod retained;
 mod settle;

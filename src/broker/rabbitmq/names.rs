@@ -2,6 +2,7 @@
 //! can share a broker.
 
 use lapin::types::ShortString;
+use uuid::Uuid;
 
 use super::ladder::Rung;
 use crate::broker::{BrokerError, Lane, Message, Topology};
@@ -81,6 +82,11 @@ impl Names {
     /// Exclusive queue whose owner may hold messages of a key.
     pub(super) fn lease(&self, queue: &str, key: &str) -> ShortString {
         format!("{}.lease.{queue}.{key}", self.namespace).into()
+    }
+
+    /// Exchange and exclusive queue of one probe of the rights.
+    pub(super) fn probe(&self) -> ShortString {
+        format!("{}.probe.{}", self.namespace, Uuid::now_v7().simple()).into()
     }
 
     /// Exclusive queue whose owner may look through a queue's dead letters or seed a stream.
