@@ -1,5 +1,8 @@
 //! Alerts of one observable or machine: what counts as none, and how far pages are followed.
 
+use std::collections::HashMap;
+use std::sync::{Arc, MutexGuard, PoisonError};
+
 use serde::Deserialize;
 use tracing::warn;
 
@@ -7,7 +10,7 @@ use super::call::Spec;
 use super::machines::device_id;
 use super::model::{Alert, Page};
 use super::pages::PAGES_LIMIT;
-use super::{DefenderError, Family, Session};
+use super::{Account, DefenderError, Family, Session};
 
 /// Alerts of one observable, in the order they came.
 #[derive(Debug, Clone, Default)]
@@ -19,8 +22,25 @@ pub struct Alerts {
 }
 
 impl Session {
-    /// The alerts at a path of the API; 404 means none, and so does 400 (`relay.md` 5.2).
+    /// The alerts at a path of the API, asked for once for all who want them now.
     pub(super) async fn alerts(
+        &self,
+        segments: &[&str],
+        template: &'static str,
+        want: usize,
+        may_be_refused: bool,
+    ) -> Result<Alerts, DefenderError> {
+        let lists = &self.inner.defender.shared.alert_lists;
+        let key = (Arc::clone(&self.inner.account), format!("{}|{want}", segments.join("/")));
+        let fetch = || self.read_alerts(segments, template, want, may_be_refused);
+        let found = self.once(Family::Alerts, lists, key.clone(), fetch).await;
+        // It was there to be waited for; the next to want it gets what is true then.
+        lists.invalidate(&key).await;
+        found
+    }
+
+    /// The alerts at a path of the API; 404 means none, and so does 400 (`relay.md` 5.2).
+    async fn read_alerts(
         &self,
         segments: &[&str],
         template: &'static str,
@@ -74,6 +94,70 @@ impl Session {
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
         }
+    }
+}
+
+/// Calls for alerts and file profiles, which share a quota (`defender.md` 3.1), that are going to be made. Requests that
+/// ask what there is room for count those of others in; dropped, what was not made is free again.
+#[derive(Debug)]
+pub struct Plan {
+    session: Session,
+    calls: u32,
+}
+
+impl Session {
+    /// Plans so many calls, or none if the quota would not last for them before this request ends, beside those that are
+    /// planned already.
+    #[must_use]
+    pub fn plan_all(&self, calls: usize) -> Option<Plan> {
+        let plan = self.plan(calls);
+        (plan.calls() >= calls).then_some(plan)
+    }
+
+    /// Plans as many of these calls as the quota has room for.
+    #[must_use]
+    pub fn plan(&self, calls: usize) -> Plan {
+        let room = self.room(Family::Alerts);
+        let mut planned = self.planned();
+        let others = planned.entry(Arc::clone(&self.inner.account)).or_default();
+        let calls = u32::try_from(calls).unwrap_or(u32::MAX).min(room.saturating_sub(*others));
+        *others = others.saturating_add(calls);
+        if *others == 0 {
+            planned.remove(&self.inner.account);
+        }
+        drop(planned);
+        Plan { session: self.clone(), calls }
+    }
+
+    fn planned(&self) -> MutexGuard<'_, HashMap<Arc<Account>, u32>> {
+        self.inner.defender.shared.planned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Plan {
+    /// How many calls are planned still.
+    #[must_use]
+    pub fn calls(&self) -> usize {
+        self.calls as usize
+    }
+
+    /// So many calls were made, or will not be.
+    pub fn done(&mut self, calls: usize) {
+        let calls = u32::try_from(calls).unwrap_or(u32::MAX).min(self.calls);
+        self.calls -= calls;
+        let mut planned = self.session.planned();
+        if let Some(all) = planned.get_mut(&self.session.inner.account) {
+            *all = all.saturating_sub(calls);
+            if *all == 0 {
+                planned.remove(&self.session.inner.account);
+            }
+        }
+    }
+}
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        self.done(self.calls());
     }
 }
 

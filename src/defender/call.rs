@@ -34,7 +34,7 @@ const HUNTING_BODY_LIMIT_BYTES: usize = 64 * 1024 * 1024;
 
 /// How much longer than the deadline a lookup waits for itself: its own parts end at the deadline and know better what
 /// went wrong, so they should be the ones to tell.
-const GRACE: Duration = Duration::from_millis(50);
+pub(super) const GRACE: Duration = Duration::from_millis(50);
 
 /// One documented call.
 pub(super) struct Spec {

@@ -272,7 +272,14 @@ impl DefenderError {
         }
     }
 
-    fn is_refused_query(&self) -> bool {
+    /// Whether it is our own quota that has no room for the call before it would be too late; the service was not asked.
+    #[must_use]
+    pub fn is_not_permitted(&self) -> bool {
+        matches!(self.kind, Kind::Throttled { .. }) && self.status.is_none()
+    }
+
+    /// Whether hunting refused the query itself.
+    pub(super) fn is_refused_query(&self) -> bool {
         self.family == Family::Hunting && self.status == Some(400)
     }
 

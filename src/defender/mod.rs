@@ -15,6 +15,7 @@
 
 mod actions;
 mod alerts;
+mod batch;
 mod call;
 mod certificate;
 mod classify;
@@ -46,14 +47,15 @@ use tokio::time::Instant;
 use url::Url;
 
 pub use self::actions::{COMMENT_LIMIT_CHARS, IsolationType};
-pub use self::alerts::Alerts;
+pub use self::alerts::{Alerts, Plan};
+use self::batch::Batches;
 use self::call::{Spec, address};
 pub use self::certificate::{Certificate, CertificateError};
 use self::entra::{Token, Tokens};
 pub use self::error::{Audience, DefenderError, Family, Kind};
-use self::hunting::DEVICE_ID_DIGITS;
-use self::model::{DeviceContext, File, FileEvent, Machine, NetworkEvent, Page};
-use self::query::Sort;
+use self::hunting::{DEVICE_ID_DIGITS, Devices, Events, Evidence, RecentAlerts};
+use self::model::{AlertDetails, DeviceContext, Event, File, Machine, Page, RecentAlert};
+pub use self::query::Sort;
 use crate::outbound::Outbound;
 use crate::retry;
 use crate::telemetry::metrics::Metrics;
@@ -70,6 +72,9 @@ const FILE_TTL: Duration = Duration::from_secs(3600);
 /// How long a machine or a device context, or that there is none, is believed (`relay.md` 5.5).
 const MACHINE_TTL: Duration = Duration::from_secs(600);
 
+/// A list of alerts is there for those who wait for it; this is for the case that whoever asked for it broke.
+const ALERT_LIST_TTL: Duration = Duration::from_secs(1);
+
 /// How long a tenant's refusal of an operator is believed: what the service understands changes rarely.
 const REFUSAL_TTL: Duration = Duration::from_secs(24 * 3600);
 
@@ -77,8 +82,8 @@ const REFUSAL_TTL: Duration = Duration::from_secs(24 * 3600);
 const FILES_KEPT: u64 = 10_000;
 const MACHINES_KEPT: u64 = 10_000;
 const DEVICES_KEPT: u64 = 5_000;
-/// Batches are forgotten as soon as they are answered, refusals are of tenants.
-const BATCHES_KEPT: u64 = 100;
+/// Lists of alerts are forgotten as soon as those who waited for them have them; refusals are of tenants.
+const ALERT_LISTS_KEPT: u64 = 1_000;
 const REFUSALS_KEPT: u64 = 1_000;
 
 /// Where Microsoft is, and how it is called.
@@ -282,9 +287,6 @@ impl Account {
     }
 }
 
-/// The devices of one query.
-type Devices = Arc<[Arc<DeviceContext>]>;
-
 type Kept<V> = Cache<(Arc<Account>, String), V>;
 
 fn kept<V: Clone + Send + Sync + 'static>(entries: u64, ttl: Duration) -> Kept<V> {
@@ -306,7 +308,13 @@ struct Shared {
     files: Kept<Option<File>>,
     machines: Kept<Option<Machine>>,
     devices: Kept<Arc<DeviceContext>>,
-    device_batches: Cache<(Arc<Account>, Arc<[String]>), Devices>,
+    alert_lists: Kept<Alerts>,
+    /// Calls for alerts and file profiles that are going to be made.
+    planned: Mutex<HashMap<Arc<Account>, u32>>,
+    events: Batches<Events>,
+    recent_alerts: Batches<RecentAlerts>,
+    evidence: Batches<Evidence>,
+    device_questions: Batches<Devices>,
     refusing_partition: Cache<Arc<Account>, ()>,
     refusing_in: Cache<Arc<Account>, ()>,
     /// Sessions that were begun; their numbers.
@@ -330,7 +338,12 @@ impl Defender {
             files: kept(FILES_KEPT, FILE_TTL),
             machines: kept(MACHINES_KEPT, MACHINE_TTL),
             devices: kept(DEVICES_KEPT, MACHINE_TTL),
-            device_batches: Cache::new(BATCHES_KEPT),
+            alert_lists: kept(ALERT_LISTS_KEPT, ALERT_LIST_TTL),
+            planned: Mutex::default(),
+            events: Batches::default(),
+            recent_alerts: Batches::default(),
+            evidence: Batches::default(),
+            device_questions: Batches::default(),
             refusing_partition: Cache::builder().max_capacity(REFUSALS_KEPT).time_to_live(REFUSAL_TTL).build(),
             refusing_in: Cache::builder().max_capacity(REFUSALS_KEPT).time_to_live(REFUSAL_TTL).build(),
             sessions: AtomicU64::new(0),
@@ -353,6 +366,11 @@ impl Defender {
     /// One request's use of the client. No call of it lasts longer than `deadline`.
     #[must_use]
     pub fn session(&self, credentials: Credentials, deadline: Instant, limits: Limits) -> Session {
+        let account = Arc::new(Account::new(&credentials));
+        self.begin(account, credentials.proof, deadline, limits)
+    }
+
+    fn begin(&self, account: Arc<Account>, proof: Proof, deadline: Instant, limits: Limits) -> Session {
         let purpose = if limits.containment {
             Purpose::Containment
         } else {
@@ -362,8 +380,8 @@ impl Defender {
             actor: None,
             inner: Arc::new(Inner {
                 defender: self.clone(),
-                account: Arc::new(Account::new(&credentials)),
-                proof: credentials.proof,
+                account,
+                proof,
                 deadline,
                 slots: Arc::new(Semaphore::new(limits.concurrent_calls.max(1))),
                 purpose,
@@ -403,21 +421,16 @@ impl fmt::Debug for Session {
     }
 }
 
-/// The hashes of one lookup.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct HashSets<'a> {
-    /// 40 hex digits each.
-    pub sha1: &'a [String],
-    /// 64 hex digits each.
-    pub sha256: &'a [String],
-    /// 32 hex digits each.
-    pub md5: &'a [String],
+/// A value that hunting is asked about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sought {
+    /// What it is.
+    pub sort: Sort,
+    /// The value in any spelling that is valid for its sort.
+    pub value: String,
+    /// How many rows are wanted of it, the newest; 0 = none, and nothing is asked.
+    pub top: usize,
 }
-
-/// Rows of a hunting lookup by observable: `sha1:`, `sha256:`, `md5:`, `ip:` (both families) or `domain:` and the value as
-/// it was given. Holds every value that was asked for, newest row first; values that were asked for together can fail
-/// apart.
-pub type Hunted<T> = HashMap<String, Result<Vec<T>, DefenderError>>;
 
 /// What a token says of itself; not verified, for diagnostics only (`defender.md` 1.3).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -530,19 +543,22 @@ impl Session {
         self.alerts(&["ips", &ip.to_string(), "alerts"], "/api/ips/{ip}/alerts", want, ip.is_ipv6()).await
     }
 
-    /// The newest `top` file events of each hash (`file_events_by_hash.kql`, `defender.md` 6.3).
-    pub async fn file_events(&self, hashes: HashSets<'_>, top: usize) -> Hunted<FileEvent> {
-        self.hunt_files(hashes, top).await
+    /// The newest events of each value, newest first, in the order of `sought` (`file_events_by_hash.kql`,
+    /// `network_events_by_ip.kql`, `network_events_by_domain.kql`; `defender.md` 6.3). Whoever of the same account asks at
+    /// the same moment shares the query; values that were asked for together can fail apart.
+    pub async fn events(&self, sought: &[Sought]) -> Vec<Result<Vec<Event>, DefenderError>> {
+        self.hunt::<Events, _>(sought).await
     }
 
-    /// The newest `top` connections to each address (`network_events_by_ip.kql`, `defender.md` 6.3).
-    pub async fn network_events_by_ip(&self, ips: &[String], top: usize) -> Hunted<NetworkEvent> {
-        self.hunt_network(Sort::Ip, ips, top).await
+    /// The alerts of the last 30 days of each value, which is no MD5, in the order of `sought` and with the newest
+    /// evidence first (`alerts_by_observable.kql`). Queries are shared as for [`Session::events`].
+    pub async fn recent_alerts(&self, sought: &[Sought]) -> Vec<Result<Vec<RecentAlert>, DefenderError>> {
+        self.hunt::<RecentAlerts, _>(sought).await
     }
 
-    /// The newest `top` connections to each host (`network_events_by_domain.kql`, `defender.md` 6.3).
-    pub async fn network_events_by_domain(&self, domains: &[String], top: usize) -> Hunted<NetworkEvent> {
-        self.hunt_network(Sort::Domain, domains, top).await
+    /// What hunting knows of alerts, by their ids and in their order (`alert_evidence.kql`).
+    pub async fn alert_evidence(&self, ids: &[String]) -> Vec<Result<AlertDetails, DefenderError>> {
+        self.hunt_evidence(ids).await
     }
 
     /// What hunting knows of devices, by device id in lower case (`device_context.kql`); up to ten minutes old. Devices
@@ -577,6 +593,13 @@ impl Session {
     /// The session that posts machine actions.
     fn actor(&self) -> Session {
         Session { inner: Arc::clone(self.actor.as_ref().unwrap_or(&self.inner)), actor: None }
+    }
+
+    /// The same credentials for a call that others have a part in: it ends with the last of them, and takes its own
+    /// turn among those who ask.
+    fn until(&self, deadline: Instant) -> Session {
+        let Inner { defender, account, proof, .. } = &*self.inner;
+        defender.begin(Arc::clone(account), proof.clone(), deadline, Limits::default())
     }
 
     /// When this request ends.
@@ -623,9 +646,9 @@ mod tests {
             is_send(session.file_alerts("", 1));
             is_send(session.domain_alerts("", 1));
             is_send(session.ip_alerts("", 1));
-            is_send(session.file_events(HashSets::default(), 1));
-            is_send(session.network_events_by_ip(&[], 1));
-            is_send(session.network_events_by_domain(&[], 1));
+            is_send(session.events(&[]));
+            is_send(session.recent_alerts(&[]));
+            is_send(session.alert_evidence(&[]));
             is_send(session.device_contexts(&[]));
             is_send(session.hunting_probe());
             is_send(session.roles(Audience::Graph));

@@ -265,6 +265,59 @@ pub struct NetworkEvent {
     pub report_id: String,
 }
 
+/// An event of either hunting table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A row of `DeviceNetworkEvents`.
+    Network(NetworkEvent),
+    /// A row of `DeviceFileEvents`.
+    File(FileEvent),
+}
+
+impl From<NetworkEvent> for Event {
+    fn from(event: NetworkEvent) -> Self {
+        Self::Network(event)
+    }
+}
+
+impl From<FileEvent> for Event {
+    fn from(event: FileEvent) -> Self {
+        Self::File(event)
+    }
+}
+
+/// An alert of the last 30 days as hunting knows it (`alerts_by_observable.kql`). Text is empty when unknown.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RecentAlert {
+    /// As [`Alert::id`].
+    pub id: String,
+    /// When it was raised: UTC, up to seven fraction digits.
+    pub timestamp: String,
+    /// When the observable was last seen in its evidence.
+    pub last_evidence: String,
+    /// Of the file in that evidence: 40 hex digits, or empty.
+    pub sha1: String,
+    /// Short text.
+    pub title: String,
+    /// `Malware`, `LateralMovement`, ...
+    pub category: String,
+    /// As [`Alert::severity`].
+    pub severity: String,
+    /// The product part that raised it.
+    pub detection_source: String,
+}
+
+/// What hunting knows about an alert beside [`RecentAlert`] (`alert_evidence.kql`).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AlertDetails {
+    /// 40 hex digits, or empty.
+    pub device_id: String,
+    /// Host name.
+    pub device_name: String,
+    /// Without process ids, of which hunting has none.
+    pub evidence: Vec<Evidence>,
+}
+
 /// The hashes that are known of one file; empty text when unknown.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Hashes {

@@ -9,11 +9,16 @@ use std::net::IpAddr;
 
 /// What sort of observable a value is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum Sort {
+pub enum Sort {
+    /// 40 hex digits.
     Sha1,
+    /// 64 hex digits.
     Sha256,
+    /// 32 hex digits.
     Md5,
+    /// An address of either family.
     Ip,
+    /// A host name.
     Domain,
 }
 
@@ -41,6 +46,11 @@ impl Value {
     /// What the query puts into the column `Observable` of the rows that belong to this value.
     pub(super) fn observable(&self) -> String {
         observable(self.sort, &self.text)
+    }
+
+    /// Whether the value is found in file events; else it is in network events.
+    pub(super) fn is_of_file(&self) -> bool {
+        matches!(self.sort, Sort::Sha1 | Sort::Sha256 | Sort::Md5)
     }
 
     /// How much the value adds to a query, in bytes; more for IPv4, which stands there three times.
@@ -91,20 +101,43 @@ pub(super) enum Newest {
     RowNumber,
 }
 
-/// `file_events_by_hash.kql`, or its form with row numbers: the newest `top` file events of each hash in `values`.
-pub(super) fn file_events(values: &[Value], top: usize, newest: Newest) -> String {
-    let set = |sort| {
-        let texts = values.iter().filter(|value| value.sort == sort).map(|value| value.text.as_str());
-        literal_set(texts)
-    };
-    let mut query = format!(
-        "let Sha1Set = {};\nlet Sha256Set = {};\nlet Md5Set = {};\n",
-        set(Sort::Sha1),
-        set(Sort::Sha256),
-        set(Sort::Md5)
-    );
-    query.push_str(
-        r#"DeviceFileEvents
+/// `file_events_by_hash.kql`, `network_events_by_ip.kql` and `network_events_by_domain.kql`, each for its values, or
+/// their forms with row numbers: the newest `top` events of each value. Those that have values stand in one query, which
+/// costs one call instead of three (`DESIGN.md` 5).
+pub(super) fn events(values: &[Value], top: usize, newest: Newest) -> String {
+    let has = |sort| values.iter().any(|value| value.sort == sort);
+    let mut query = String::new();
+    let mut parts = Vec::new();
+    if values.iter().any(Value::is_of_file) {
+        for (name, sort) in [("Sha1Set", Sort::Sha1), ("Sha256Set", Sort::Sha256), ("Md5Set", Sort::Md5)] {
+            push_set(&mut query, name, texts(values, sort));
+        }
+        parts.push(("FileRows", FILE_EVENTS.to_owned()));
+    }
+    if has(Sort::Ip) {
+        push_addresses(&mut query, values);
+        parts.push(("IpRows", format!("{NETWORK_EVENTS_BY_IP}{NETWORK_COLUMNS}")));
+    }
+    if has(Sort::Domain) {
+        push_set(&mut query, "Domains", texts(values, Sort::Domain));
+        parts.push(("DomainRows", format!("{NETWORK_EVENTS_BY_DOMAIN}{NETWORK_COLUMNS}")));
+    }
+    match &parts[..] {
+        [(_, only)] => query.push_str(only),
+        parts => {
+            for (name, part) in parts {
+                writeln!(query, "let {name} = {};", part.trim_end()).expect("writing to a string cannot fail");
+            }
+            let names: Vec<&str> = parts.iter().map(|(name, _)| *name).collect();
+            writeln!(query, "union {}", names.join(", ")).expect("writing to a string cannot fail");
+        }
+    }
+    push_newest(&mut query, top, "Timestamp", newest);
+    query
+}
+
+/// The part about hashes: `Sha1Set`, `Sha256Set` and `Md5Set`.
+const FILE_EVENTS: &str = r#"DeviceFileEvents
 | where Timestamp > ago(30d)
 | where SHA1 in~ (Sha1Set) or SHA256 in~ (Sha256Set) or MD5 in~ (Md5Set)
 | extend Matched = pack_array(
@@ -119,13 +152,27 @@ pub(super) fn file_events(values: &[Value], top: usize, newest: Newest) -> Strin
     InitiatingProcessFileName, InitiatingProcessFolderPath,
     InitiatingProcessSHA1, InitiatingProcessSHA256, InitiatingProcessMD5,
     InitiatingProcessParentFileName, ReportId
-"#,
-    );
-    push_newest(&mut query, top, newest);
-    query
-}
+"#;
 
-/// The columns of both queries for connections.
+/// The part about addresses: `Ips` and `Wanted`.
+const NETWORK_EVENTS_BY_IP: &str = r#"DeviceNetworkEvents
+| where Timestamp > ago(30d)
+| where RemoteIP in~ (Wanted)
+| extend Plain = iff(RemoteIP startswith "::ffff:" and RemoteIP has ".", substring(RemoteIP, 7), tolower(RemoteIP))
+| where Plain in (Ips)
+| extend Observable = strcat("ip:", Plain)
+"#;
+
+/// The part about hosts: `Domains`.
+const NETWORK_EVENTS_BY_DOMAIN: &str = r#"DeviceNetworkEvents
+| where Timestamp > ago(30d)
+| where RemoteUrl has_any (Domains)
+| extend RemoteHost = tolower(tostring(parse_url(iff(RemoteUrl contains "://", RemoteUrl, strcat("tcp://", RemoteUrl))).Host))
+| where RemoteHost in (Domains)
+| extend Observable = strcat("domain:", RemoteHost)
+"#;
+
+/// The columns of both parts about connections.
 const NETWORK_COLUMNS: &str = "\
 | project Observable, Timestamp, DeviceId, DeviceName, ActionType,
     RemoteIP, RemotePort, RemoteUrl, RemoteIPType, LocalIP, LocalPort, Protocol,
@@ -134,62 +181,122 @@ const NETWORK_COLUMNS: &str = "\
     InitiatingProcessParentFileName, ReportId
 ";
 
-/// `network_events_by_ip.kql`: the newest `top` connections to each address in `values`.
-pub(super) fn network_events_by_ip(values: &[Value], top: usize, newest: Newest) -> String {
-    let ips: Vec<&str> = values.iter().map(|value| value.text.as_str()).collect();
+fn texts(values: &[Value], sort: Sort) -> impl Iterator<Item = &str> {
+    values.iter().filter(move |value| value.sort == sort).map(|value| value.text.as_str())
+}
+
+fn push_set<'a>(query: &mut String, name: &str, texts: impl Iterator<Item = &'a str>) {
+    writeln!(query, "let {name} = {};", literal_set(texts)).expect("writing to a string cannot fail");
+}
+
+/// `Ips`, and `Wanted` with the form that connections over a dual-stack socket are stored in.
+fn push_addresses(query: &mut String, values: &[Value]) {
     let mut wanted = Vec::new();
-    for ip in &ips {
-        wanted.push((*ip).to_owned());
-        // Connections over a dual-stack socket are stored in this form.
+    for ip in texts(values, Sort::Ip) {
+        wanted.push(ip.to_owned());
         if ip.contains('.') {
             wanted.push(format!("::ffff:{ip}"));
         }
     }
-    let mut query = format!(
-        "let Ips = {};\nlet Wanted = {};\n",
-        literal_set(ips.iter().copied()),
-        literal_set(wanted.iter().map(String::as_str))
-    );
+    push_set(query, "Ips", texts(values, Sort::Ip));
+    push_set(query, "Wanted", wanted.iter().map(String::as_str));
+}
+
+/// `alerts_by_observable.kql`, or its form with row numbers: the newest `top` alerts of each value, which is no MD5.
+///
+/// Unlike the contract's text it finds addresses of dual-stack sockets too, as the queries of events do, names the SHA-1
+/// that the alert route needs for a SHA-256, and leaves out the conditions that nothing is asked by.
+pub(super) fn recent_alerts(values: &[Value], top: usize, newest: Newest) -> String {
+    let has = |sort| values.iter().any(|value| value.sort == sort);
+    let mut query = String::new();
+    let (mut matches, mut names) = (Vec::new(), Vec::new());
+    if has(Sort::Sha1) {
+        push_set(&mut query, "Sha1Set", texts(values, Sort::Sha1));
+        matches.push("SHA1 in~ (Sha1Set)");
+        names.push(r#"iff(SHA1 in~ (Sha1Set), strcat("sha1:", tolower(SHA1)), "")"#);
+    }
+    if has(Sort::Sha256) {
+        push_set(&mut query, "Sha256Set", texts(values, Sort::Sha256));
+        matches.push("SHA256 in~ (Sha256Set)");
+        names.push(r#"iff(SHA256 in~ (Sha256Set), strcat("sha256:", tolower(SHA256)), "")"#);
+    }
+    if has(Sort::Ip) {
+        push_addresses(&mut query, values);
+        matches.push("RemoteIP in~ (Wanted)");
+        names.push(r#"iff(Plain in (Ips), strcat("ip:", Plain), "")"#);
+    }
+    if has(Sort::Domain) {
+        push_set(&mut query, "Domains", texts(values, Sort::Domain));
+        matches.push("RemoteUrl has_any (Domains)");
+        names.push(r#"iff(RemoteHost in (Domains), strcat("domain:", RemoteHost), "")"#);
+    }
+    query.push_str("AlertEvidence\n| where Timestamp > ago(30d)\n");
+    query.push_str("| where ServiceSource == \"Microsoft Defender for Endpoint\"\n");
+    writeln!(query, "| where {}", matches.join(" or ")).expect("writing to a string cannot fail");
     query.push_str(
-        r#"DeviceNetworkEvents
-| where Timestamp > ago(30d)
-| where RemoteIP in~ (Wanted)
-| extend Plain = iff(RemoteIP startswith "::ffff:" and RemoteIP has ".", substring(RemoteIP, 7), tolower(RemoteIP))
-| where Plain in (Ips)
-| extend Observable = strcat("ip:", Plain)
+        r#"| extend Plain = iff(RemoteIP startswith "::ffff:" and RemoteIP has ".", substring(RemoteIP, 7), tolower(RemoteIP)),
+    RemoteHost = tolower(tostring(parse_url(iff(RemoteUrl contains "://", RemoteUrl, strcat("tcp://", RemoteUrl))).Host))
 "#,
     );
-    query.push_str(NETWORK_COLUMNS);
-    push_newest(&mut query, top, newest);
+    writeln!(query, "| extend Matched = pack_array(\n    {})", names.join(",\n    "))
+        .expect("writing to a string cannot fail");
+    query.push_str(
+        "| mv-expand Observable = Matched to typeof(string)
+| where isnotempty(Observable)
+| summarize arg_max(Timestamp, SHA1) by Observable, AlertId
+| project-rename LastEvidence = Timestamp
+",
+    );
+    push_newest(&mut query, top, "LastEvidence", newest);
+    query.push_str(
+        r#"| join kind=inner (
+    AlertInfo
+    | where Timestamp > ago(30d)
+    | where ServiceSource == "Microsoft Defender for Endpoint"
+    | summarize arg_max(Timestamp, Title, Category, Severity, DetectionSource) by AlertId
+    ) on AlertId
+| project Observable, AlertId, Timestamp, LastEvidence, SHA1, Title, Category, Severity, DetectionSource
+"#,
+    );
     query
 }
 
-/// `network_events_by_domain.kql`: the newest `top` connections to each host in `values`.
-pub(super) fn network_events_by_domain(values: &[Value], top: usize, newest: Newest) -> String {
-    let mut query = format!("let Domains = {};\n", literal_set(values.iter().map(|value| value.text.as_str())));
+/// The most rows of evidence that one query returns.
+const EVIDENCE_ROWS: usize = 10_000;
+
+/// `alert_evidence.kql`: the evidence of the alerts with these ids, which are valid ones.
+///
+/// Unlike the contract's text it returns only the columns that sightings show.
+pub(super) fn alert_evidence(ids: &[String]) -> String {
+    let mut query = String::new();
+    push_set(&mut query, "AlertIds", ids.iter().map(String::as_str));
     query.push_str(
-        r#"DeviceNetworkEvents
+        "AlertEvidence
 | where Timestamp > ago(30d)
-| where RemoteUrl has_any (Domains)
-| extend RemoteHost = tolower(tostring(parse_url(iff(RemoteUrl contains "://", RemoteUrl, strcat("tcp://", RemoteUrl))).Host))
-| where RemoteHost in (Domains)
-| extend Observable = strcat("domain:", RemoteHost)
-"#,
+| where AlertId in (AlertIds)
+| project AlertId, Timestamp, EntityType, DeviceId, DeviceName,
+    FileName, FolderPath, SHA1, SHA256, RemoteIP, RemoteUrl
+",
     );
-    query.push_str(NETWORK_COLUMNS);
-    push_newest(&mut query, top, newest);
+    writeln!(query, "| take {EVIDENCE_ROWS}").expect("writing to a string cannot fail");
     query
 }
 
-fn push_newest(query: &mut String, top: usize, newest: Newest) {
+/// `text` if it can be an alert's id (`defender.md` 6.6).
+pub(super) fn alert_id(text: &str) -> Option<&str> {
+    let valid = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    ((1..=128).contains(&text.len()) && text.bytes().all(valid)).then_some(text)
+}
+
+/// Leaves the newest `top` rows of each observable by the column `by`.
+fn push_newest(query: &mut String, top: usize, by: &str, newest: Newest) {
     let written = match newest {
-        Newest::Partition => write!(
-            query,
-            "| partition hint.strategy=native by Observable\n    (\n    top {top} by Timestamp desc\n    )\n"
-        ),
+        Newest::Partition => {
+            write!(query, "| partition hint.strategy=native by Observable\n    (\n    top {top} by {by} desc\n    )\n")
+        }
         Newest::RowNumber => write!(
             query,
-            "| sort by Observable asc, Timestamp desc\n\
+            "| sort by Observable asc, {by} desc\n\
              | extend Rank = row_number(1, Observable != prev(Observable))\n\
              | where Rank <= {top}\n\
              | project-away Rank\n"
@@ -308,23 +415,17 @@ mod tests {
 
     #[test]
     fn file_events_are_asked_for_with_the_texts_of_the_contract() {
-        assert_eq!(file_events(&sample_hashes(), 100, Newest::Partition), contract("file_events_by_hash.kql"));
-        assert_eq!(
-            file_events(&sample_hashes(), 100, Newest::RowNumber),
-            contract("file_events_by_hash_rownumber.kql")
-        );
+        assert_eq!(events(&sample_hashes(), 100, Newest::Partition), contract("file_events_by_hash.kql"));
+        assert_eq!(events(&sample_hashes(), 100, Newest::RowNumber), contract("file_events_by_hash_rownumber.kql"));
     }
 
     #[test]
     fn connections_are_asked_for_with_the_texts_of_the_contract() {
         let ips = values(Sort::Ip, &["203.0.113.7", "198.51.100.23", "2001:db8::7"]);
-        assert_eq!(network_events_by_ip(&ips, 100, Newest::Partition), contract("network_events_by_ip.kql"));
+        assert_eq!(events(&ips, 100, Newest::Partition), contract("network_events_by_ip.kql"));
         let domains = values(Sort::Domain, &["bad.example.com", "files.example.net"]);
-        assert_eq!(
-            network_events_by_domain(&domains, 100, Newest::Partition),
-            contract("network_events_by_domain.kql")
-        );
-        let row_number = network_events_by_domain(&domains, 7, Newest::RowNumber);
+        assert_eq!(events(&domains, 100, Newest::Partition), contract("network_events_by_domain.kql"));
+        let row_number = events(&domains, 7, Newest::RowNumber);
         assert!(row_number.contains("| where Rank <= 7\n") && !row_number.contains("partition"), "{row_number}");
     }
 

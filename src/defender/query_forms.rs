@@ -41,24 +41,42 @@ fn value(sort: Sort, n: usize) -> Value {
     Value::new(sort, &text).expect("it is made to be valid")
 }
 
+/// At least one of each sort.
 fn values(sorts: &[Sort], count: usize) -> Vec<Value> {
-    (0..count).map(|n| value(sorts[n % sorts.len()], n)).collect()
+    (0..count.max(sorts.len())).map(|n| value(sorts[n % sorts.len()], n)).collect()
 }
 
 /// A query with a name that says which it is.
 type Form = (String, String);
 
-/// What is asked with values: each kind of value alone and all that may stand in one query.
-fn events() -> Vec<Form> {
+/// What is asked with values: each kind of value alone, those of one table, and all that may stand in one query.
+fn of_values() -> Vec<Form> {
     type Build = fn(&[Value], usize, Newest) -> String;
-    let kinds: [(&str, Build, &[&[Sort]]); 3] = [
+    const FILES: [Sort; 3] = [Sort::Sha1, Sort::Sha256, Sort::Md5];
+    const ALERTS: [Sort; 4] = [Sort::Sha1, Sort::Sha256, Sort::Ip, Sort::Domain];
+    const ALL: [Sort; 5] = [Sort::Sha1, Sort::Sha256, Sort::Md5, Sort::Ip, Sort::Domain];
+    let kinds: [(&str, Build, &[&[Sort]]); 2] = [
         (
-            "file_events",
-            query::file_events,
-            &[&[Sort::Sha1], &[Sort::Sha256], &[Sort::Md5], &[Sort::Sha1, Sort::Sha256, Sort::Md5]],
+            "events",
+            query::events,
+            &[
+                &[Sort::Sha1],
+                &[Sort::Sha256],
+                &[Sort::Md5],
+                &[Sort::Ip],
+                &[Sort::Domain],
+                &FILES,
+                &[Sort::Ip, Sort::Domain],
+                &[Sort::Md5, Sort::Ip],
+                &[Sort::Sha1, Sort::Domain],
+                &ALL,
+            ],
         ),
-        ("network_events_by_ip", query::network_events_by_ip, &[&[Sort::Ip]]),
-        ("network_events_by_domain", query::network_events_by_domain, &[&[Sort::Domain]]),
+        (
+            "recent_alerts",
+            query::recent_alerts,
+            &[&[Sort::Sha1], &[Sort::Sha256], &[Sort::Ip], &[Sort::Domain], &[Sort::Sha1, Sort::Domain], &ALERTS],
+        ),
     ];
     let mut forms = Vec::new();
     for (name, build, mixes) in kinds {
@@ -82,9 +100,14 @@ fn devices() -> Vec<Form> {
     [1, 1000].map(|count| (format!("device_context of {count}"), query::device_context(&ids(count)))).into()
 }
 
+fn evidence() -> Vec<Form> {
+    let ids = |count| (0..count).map(|n: usize| format!("da{n:018}_-{n}")).collect::<Vec<_>>();
+    [1, 500].map(|count| (format!("alert_evidence of {count}"), query::alert_evidence(&ids(count)))).into()
+}
+
 fn forms() -> Vec<Form> {
     let probe = ("health_probe".to_owned(), query::HEALTH_PROBE.to_owned());
-    [events(), devices(), vec![probe]].concat()
+    [of_values(), evidence(), devices(), vec![probe]].concat()
 }
 
 #[test]
@@ -122,4 +145,4 @@ fn no_query_is_left_out() {
 }
 
 /// What `query` gives away as text and is not a query.
-const NO_QUERIES: [&str; 2] = ["observable", "literal"];
+const NO_QUERIES: [&str; 3] = ["observable", "literal", "alert_id"];

@@ -11,7 +11,10 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
-use super::model::{Adapter, DeviceContext, FileEvent, Hashes, InitiatingProcess, NetworkEvent};
+use super::model::{
+    Adapter, AlertDetails, DeviceContext, Event, Evidence, FileEvent, Hashes, InitiatingProcess, NetworkEvent,
+    RecentAlert,
+};
 
 /// What a row is read into.
 pub(super) trait Row: Default {
@@ -54,22 +57,6 @@ impl Row for FileEvent {
     }
 }
 
-impl Row for NetworkEvent {
-    fn column(&mut self, name: &str) -> Option<&mut String> {
-        Some(match name {
-            "timestamp" => &mut self.timestamp,
-            "deviceid" => &mut self.device_id,
-            "devicename" => &mut self.device_name,
-            "actiontype" => &mut self.action_type,
-            "remoteip" => &mut self.remote_ip,
-            "remoteurl" => &mut self.remote_url,
-            "localip" => &mut self.local_ip,
-            "reportid" => &mut self.report_id,
-            name => return process_column(&mut self.process, name.strip_prefix("initiatingprocess")?),
-        })
-    }
-}
-
 fn process_column<'a>(process: &'a mut InitiatingProcess, name: &str) -> Option<&'a mut String> {
     match name {
         "filename" => Some(&mut process.file_name),
@@ -86,6 +73,126 @@ fn hash_column<'a>(hashes: &'a mut Hashes, name: &str) -> Option<&'a mut String>
         "md5" => Some(&mut hashes.md5),
         _ => None,
     }
+}
+
+/// A row of either table of events: the columns of both, of which those of one table are filled.
+#[derive(Debug, Default)]
+pub(super) struct EventRow {
+    /// What both tables have, and what file events have.
+    file: FileEvent,
+    remote_ip: String,
+    remote_url: String,
+    local_ip: String,
+}
+
+impl Row for EventRow {
+    fn column(&mut self, name: &str) -> Option<&mut String> {
+        match name {
+            "remoteip" => Some(&mut self.remote_ip),
+            "remoteurl" => Some(&mut self.remote_url),
+            "localip" => Some(&mut self.local_ip),
+            name => self.file.column(name),
+        }
+    }
+}
+
+impl EventRow {
+    /// The event, which is of a file or of a connection by what it was found by.
+    pub(super) fn event(self, of_file: bool) -> Event {
+        let file = self.file;
+        if of_file {
+            return Event::File(file);
+        }
+        Event::Network(NetworkEvent {
+            timestamp: file.timestamp,
+            device_id: file.device_id,
+            device_name: file.device_name,
+            action_type: file.action_type,
+            remote_ip: self.remote_ip,
+            remote_url: self.remote_url,
+            local_ip: self.local_ip,
+            process: file.process,
+            report_id: file.report_id,
+        })
+    }
+}
+
+impl Row for RecentAlert {
+    fn column(&mut self, name: &str) -> Option<&mut String> {
+        Some(match name {
+            "alertid" => &mut self.id,
+            "timestamp" => &mut self.timestamp,
+            "lastevidence" => &mut self.last_evidence,
+            "sha1" => &mut self.sha1,
+            "title" => &mut self.title,
+            "category" => &mut self.category,
+            "severity" => &mut self.severity,
+            "detectionsource" => &mut self.detection_source,
+            _ => return None,
+        })
+    }
+}
+
+/// A row of `alert_evidence.kql`.
+#[derive(Debug, Default)]
+pub(super) struct EvidenceRow {
+    pub(super) alert_id: String,
+    timestamp: String,
+    entity_type: String,
+    device_id: String,
+    device_name: String,
+    file_name: String,
+    folder_path: String,
+    sha1: String,
+    sha256: String,
+    remote_ip: String,
+    remote_url: String,
+}
+
+impl Row for EvidenceRow {
+    fn column(&mut self, name: &str) -> Option<&mut String> {
+        Some(match name {
+            "alertid" => &mut self.alert_id,
+            "timestamp" => &mut self.timestamp,
+            "entitytype" => &mut self.entity_type,
+            "deviceid" => &mut self.device_id,
+            "devicename" => &mut self.device_name,
+            "filename" => &mut self.file_name,
+            "folderpath" => &mut self.folder_path,
+            "sha1" => &mut self.sha1,
+            "sha256" => &mut self.sha256,
+            "remoteip" => &mut self.remote_ip,
+            "remoteurl" => &mut self.remote_url,
+            _ => return None,
+        })
+    }
+}
+
+/// What the rows of one alert say: the first device that is named, and every piece of evidence, oldest first.
+pub(super) fn read_details(mut rows: Vec<EvidenceRow>) -> AlertDetails {
+    rows.sort_by_cached_key(|row| row.timestamp.parse::<Timestamp>().ok());
+    let mut details = AlertDetails::default();
+    for row in rows {
+        if details.device_id.is_empty() && !row.device_id.is_empty() {
+            details.device_id = row.device_id;
+            details.device_name = row.device_name;
+        }
+        let given = |text: String| (!text.is_empty()).then_some(text);
+        if row.entity_type.eq_ignore_ascii_case("Machine") {
+            continue;
+        }
+        details.evidence.push(Evidence {
+            entity_type: given(row.entity_type),
+            sha1: given(row.sha1),
+            sha256: given(row.sha256),
+            file_name: given(row.file_name),
+            file_path: given(row.folder_path),
+            ip_address: given(row.remote_ip),
+            url: given(row.remote_url),
+            ..Evidence::default()
+        });
+    }
+    details
 }
 
 /// A row of `device_context.kql`; the adapters are JSON inside of text.
@@ -330,13 +437,13 @@ mod tests {
 
     #[test]
     fn connections_are_read() {
-        let rows: Vec<Observed<NetworkEvent>> = data("hunting_network_ip_ok.json");
+        let mut rows: Vec<Observed<EventRow>> = data("hunting_network_ip_ok.json");
         assert_eq!(rows.len(), 3);
-        let folded = &rows[1];
+        let folded = rows.remove(1);
         assert_eq!(folded.observable, "ip:203.0.113.7");
         assert_eq!(
-            folded.row,
-            NetworkEvent {
+            folded.row.event(false),
+            Event::Network(NetworkEvent {
                 timestamp: "2026-11-20T07:00:00Z".to_owned(),
                 device_id: "2".repeat(40),
                 device_name: "srv-42.example.com".to_owned(),
@@ -345,11 +452,11 @@ mod tests {
                 local_ip: "192.0.2.42".to_owned(),
                 report_id: "15002".to_owned(),
                 ..NetworkEvent::default()
-            }
+            })
         );
-        assert_eq!(rows[0].row.process.folder_path, r"c:\program files\browser\browser.exe");
-        assert_eq!(rows[0].row.process.hashes.md5, "0123456789abcdef0123456789abcdef");
-        let by_domain: Vec<Observed<NetworkEvent>> = data("hunting_network_domain_ok.json");
+        assert_eq!(rows[0].row.file.process.folder_path, r"c:\program files\browser\browser.exe");
+        assert_eq!(rows[0].row.file.process.hashes.md5, "0123456789abcdef0123456789abcdef");
+        let by_domain: Vec<Observed<EventRow>> = data("hunting_network_domain_ok.json");
         assert!(!by_domain.is_empty() && by_domain.iter().all(|row| row.observable.starts_with("domain:")));
     }
 
@@ -378,11 +485,11 @@ mod tests {
 
     #[test]
     fn an_odd_answer_is_understood() {
-        let rows: Vec<Observed<NetworkEvent>> = data("hunting_tolerance.json");
+        let rows: Vec<Observed<EventRow>> = data("hunting_tolerance.json");
         assert_eq!(rows.len(), 1);
         assert_eq!(rows[0].observable, "ip:203.0.113.7");
-        assert_eq!(rows[0].row.timestamp, "2026-11-20T07:10:01Z");
-        assert_eq!(rows[0].row.device_id, "1".repeat(40));
+        assert_eq!(rows[0].row.file.timestamp, "2026-11-20T07:10:01Z");
+        assert_eq!(rows[0].row.file.device_id, "1".repeat(40));
     }
 
     #[rstest]

@@ -7,6 +7,7 @@
 #[cfg(test)]
 mod fixtures;
 mod hashes;
+pub mod hunted;
 mod instant;
 mod place;
 mod relations;
@@ -20,9 +21,11 @@ use std::{
 };
 
 use crate::{
-    defender::model::{Adapter, Alert, DeviceContext, FileEvent, Hashes, Machine, NetworkEvent},
+    defender::model::{Adapter, Alert, DeviceContext, Hashes, Machine},
     relay::observable::hex,
 };
+
+pub use crate::defender::model::Event;
 
 /// What was looked up for a request, and where links go.
 #[derive(Debug, Clone, Default)]
@@ -51,27 +54,6 @@ pub struct Device {
     pub os: Option<String>,
     /// In any order; a target lists them by MAC address.
     pub adapters: Vec<Adapter>,
-}
-
-/// An event of either hunting table.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// A row of `DeviceNetworkEvents`.
-    Network(NetworkEvent),
-    /// A row of `DeviceFileEvents`.
-    File(FileEvent),
-}
-
-impl From<NetworkEvent> for Event {
-    fn from(event: NetworkEvent) -> Self {
-        Self::Network(event)
-    }
-}
-
-impl From<FileEvent> for Event {
-    fn from(event: FileEvent) -> Self {
-        Self::File(event)
-    }
 }
 
 impl Event {
@@ -189,7 +171,7 @@ mod tests {
     use rstest::rstest;
 
     use super::{fixtures::*, *};
-    use crate::defender::model::InitiatingProcess;
+    use crate::defender::model::{FileEvent, InitiatingProcess, NetworkEvent};
 
     /// Defects 38 and 39.
     #[rstest]

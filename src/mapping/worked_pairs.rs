@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::{sighting::*, *};
 use crate::{
-    defender::model::{File, InitiatingProcess, Page},
+    defender::model::{File, FileEvent, InitiatingProcess, NetworkEvent, Page},
     relay::{Observable, ObserveReply},
 };
 

@@ -187,6 +187,27 @@ impl RelayError {
         Self::fatal("warning", "Some details could not be read from Microsoft Defender for Endpoint.").as_warning()
     }
 
+    /// Alerts were looked for in hunting only, which sees 30 days, because their quota would not have lasted for all
+    /// that waited (`DESIGN.md` 5).
+    pub fn older_alerts_not_asked() -> Self {
+        Self::fatal(
+            "warning",
+            "Alerts older than 30 days could not be asked for: too many requests to Microsoft Defender for Endpoint are \
+             waiting.",
+        )
+        .as_warning()
+    }
+
+    /// Alerts are shown as hunting knows them, because their quota did not last for those that exist (`DESIGN.md` 5).
+    pub fn alerts_from_hunting() -> Self {
+        Self::fatal(
+            "warning",
+            "Alerts are shown without descriptions, process relations and what is older than 30 days: too many requests \
+             to Microsoft Defender for Endpoint are waiting.",
+        )
+        .as_warning()
+    }
+
     /// Names the observable that the error is about: ` Observable: <value>.` after the contract's text. E22 names its
     /// observable already.
     #[must_use]

@@ -275,10 +275,17 @@ fn know(
         "ip" | "domain" => (kind, value),
         _ => return Ok(()),
     };
+    // Hunting finds an alert by its evidence only.
+    let evidence = match related.0 {
+        "sha1" => json!({"entityType": "File", "fileName": format!("file-{index}.bin"), "filePath": "c:\\bulk",
+            "sha1": sha1, "sha256": sha256}),
+        "ip" => json!({"entityType": "Ip", "ipAddress": value}),
+        _ => json!({"entityType": "Url", "url": value}),
+    };
     let alert = json!({
         "id": format!("da{index:018}_1"), "title": "Bulk alert", "severity": "Low", "category": "Malware",
         "detectionSource": "WindowsDefenderAtp", "alertCreationTime": at(30 + index % 1_000), "machineId": machine,
-        "computerDnsName": name, "evidence": [],
+        "computerDnsName": name, "evidence": [evidence],
     });
     data.add_alert(alert, &[related])
 }

@@ -62,6 +62,26 @@ fn adopt(span: &Span, parent: Context) {
     }
 }
 
+/// The span of a call that several have a part in: within the first's, with links to the others (`DESIGN.md` 10.19). Of
+/// one alone it is its own.
+#[must_use]
+pub fn batch_span(parts: &[Span]) -> Span {
+    let Some((first, others)) = parts.split_first() else { return Span::none() };
+    let mut seen = std::collections::HashSet::from([first.id()]);
+    let others: Vec<&Span> = others.iter().filter(|span| seen.insert(span.id())).collect();
+    if others.is_empty() {
+        return first.clone();
+    }
+    let span = tracing::info_span!(parent: first, "batch", otel.kind = "internal", batch.requests = others.len() + 1);
+    for other in others {
+        let context = other.context();
+        if context.span().span_context().is_valid() {
+            span.add_link(context.span().span_context().clone());
+        }
+    }
+    span
+}
+
 fn record_trace_id(span: &Span) {
     let context = span.context();
     let context = context.span().span_context().clone();

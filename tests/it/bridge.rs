@@ -15,15 +15,18 @@ use defender_bridge::config::{
 };
 use defender_bridge::containment::Policy;
 use defender_bridge::credentials::SealKeys;
-use defender_bridge::defender::Credentials;
+use defender_bridge::defender::{self, Credentials, Defender, Permits};
 use defender_bridge::job::TOPOLOGY;
 use defender_bridge::key_sets;
+use defender_bridge::outbound::Outbound;
 use defender_bridge::relay::token;
 use defender_bridge::retry;
 use defender_bridge::shutdown::Shutdown;
 use defender_bridge::simulator::cognito::{BRAIN_TOKEN, BRAIN_USER};
 use defender_bridge::simulator::scenario::{DEMO_CLIENT_ID, DEMO_CLIENT_SECRET, DEMO_TENANT_ID};
 use defender_bridge::simulator::{self, Control, Simulator};
+use defender_bridge::telemetry::metrics::Metrics;
+use defender_bridge::worker;
 use secrecy::SecretString;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -76,6 +79,18 @@ pub struct Options {
     pub feed_interval: Option<Duration>,
     /// A key that the worker opens seals with in place of the ingress's.
     pub worker_key: Option<String>,
+    /// What the worker asks before each call, in place of the product's own quota.
+    pub permits: Option<Permitting>,
+}
+
+/// See [`Options::permits`].
+#[derive(Clone)]
+pub struct Permitting(pub Arc<dyn Permits>);
+
+impl std::fmt::Debug for Permitting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Permitting")
+    }
 }
 
 impl Default for Options {
@@ -104,6 +119,7 @@ impl Default for Options {
             sweep_interval: None,
             feed_interval: None,
             worker_key: None,
+            permits: None,
         }
     }
 }
@@ -231,6 +247,21 @@ async fn start_roles<B: Broker>(broker: B, options: &Options, upstream: &str, sh
         Some(keys) => SealKeys::parse(keys).expect("sealing keys"),
         None => SealKeys::derive(&secrets.iter().collect::<Vec<_>>()),
     });
+    if let Some(Permitting(permits)) = &options.permits {
+        let upstream: url::Url = upstream.parse().expect("a URL");
+        let settings = defender::Settings {
+            entra_url: upstream.clone(),
+            defender_url: upstream.clone(),
+            graph_url: upstream,
+            retry: options.retry.clone(),
+            ..defender::Settings::default()
+        };
+        let defender = Defender::new(settings, Outbound::new().expect("a client")).with_permits(Arc::clone(permits));
+        let settings = WorkerSettings { concurrency: options.concurrency, answer_ttl: options.answer_ttl };
+        let portal = DefenderSettings::default().portal_url;
+        let context = worker::Context::new(defender, &portal, Arc::clone(&seal_keys), Metrics::default(), &settings);
+        tokio::spawn(worker::run(broker.clone(), context, None, options.concurrency, shutdown.clone()));
+    }
     let url_of = |own: &Option<String>| -> url::Url { own.as_deref().unwrap_or(upstream).parse().expect("a URL") };
     let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
     let roles = Roles {
@@ -245,7 +276,7 @@ async fn start_roles<B: Broker>(broker: B, options: &Options, upstream: &str, sh
             keys: Keys { token_keys: secrets, seal_keys: Arc::clone(&seal_keys) },
             webhook: options.webhook.clone(),
         }),
-        worker: options.worker.then(|| roles::Worker {
+        worker: (options.worker && options.permits.is_none()).then(|| roles::Worker {
             defender: DefenderSettings {
                 entra_url: url_of(&None),
                 defender_url: url_of(&options.defender_url),

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::defender::{Audience, DefenderError, Family, Kind};
 use crate::relay::{RelayError, error};
 
-/// More failed observables than this are not named one by one: the message then stands once, unnamed.
-const NAMED_LIMIT: usize = 20;
+/// More observables than this are not named one by one: the message then stands once, unnamed.
+pub(super) const NAMED_LIMIT: usize = 20;
 
 /// How far a failure reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,6 +126,13 @@ impl Failures {
         }
     }
 
+    /// Notes that the observable at `position` was not asked about, because a failure before it ended the family.
+    pub(super) fn add_skipped(&mut self, family: Family, position: usize) {
+        for (_, positions) in self.entries.iter_mut().filter(|(error, _)| error.family() == family) {
+            positions.insert(position);
+        }
+    }
+
     /// Notes the failure of a best-effort lookup: E23, or the name of the missing role, never an end of anything but
     /// its own family.
     pub(super) fn add_best_effort(&mut self, error: &DefenderError) {
@@ -155,7 +162,8 @@ impl Failures {
         for (failure, positions) in &self.entries {
             let error = relay_error(failure, has_data);
             let some = !positions.is_empty() && positions.len() < values.len() && positions.len() <= NAMED_LIMIT;
-            if some && reach(failure) == Reach::Observable {
+            // What our own quota had no room for concerns just those; what the service refuses, it refuses to all.
+            if some && (reach(failure) == Reach::Observable || failure.is_not_permitted()) {
                 errors.extend(positions.iter().map(|position| error.clone().about(values[*position])));
             } else {
                 errors.push(error);

@@ -1,17 +1,18 @@
 //! The clients of Entra, Defender and Graph against a scripted server: tokens, retries, caches, paging, hunting; what
 //! isolates and releases machines also against the simulator.
 
+mod batching;
 mod certificates;
 mod containment;
 
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use defender_bridge::defender::model::{Adapter, DeviceContext, File};
+use defender_bridge::defender::model::{Adapter, DeviceContext, Event, File};
 use defender_bridge::defender::{
-    Audience, Credentials, Defender, DefenderError, Family, HashSets, Kind, Limits, Permits, Purpose, Session, Settings,
+    Audience, Credentials, Defender, DefenderError, Family, Kind, Limits, Permits, Purpose, Session, Settings, Sort,
+    Sought,
 };
 use defender_bridge::outbound::Outbound;
 use defender_bridge::retry::Policy;
@@ -550,12 +551,7 @@ async fn values_that_are_not_of_their_kind_are_never_sent() {
         session.file_alerts(&"0".repeat(64), 1).await.map(drop),
         session.domain_alerts("a/b", 1).await.map(drop),
         session.ip_alerts("192.0.2.999", 1).await.map(drop),
-        session
-            .network_events_by_ip(&["x\" or true //".to_owned()], 1)
-            .await
-            .remove("ip:x\" or true //")
-            .unwrap()
-            .map(drop),
+        session.events(&sought(Sort::Ip, &["x\" or true //"], 1)).await.remove(0).map(drop),
     ];
     for result in refused {
         assert_eq!(result.unwrap_err().kind(), &Kind::InvalidValue);
@@ -700,41 +696,54 @@ fn owned(texts: &[&str]) -> Vec<String> {
     texts.iter().map(|text| (*text).to_owned()).collect()
 }
 
+fn sought(sort: Sort, values: &[&str], top: usize) -> Vec<Sought> {
+    values.iter().map(|value| Sought { sort, value: (*value).to_owned(), top }).collect()
+}
+
+/// The times of the events.
+fn times(events: &Result<Vec<Event>, DefenderError>) -> Vec<&str> {
+    let events = events.as_ref().unwrap().iter();
+    let times = events.map(|event| match event {
+        Event::File(event) => event.timestamp.as_str(),
+        Event::Network(event) => event.timestamp.as_str(),
+    });
+    times.collect()
+}
+
 #[tokio::test]
 async fn hunting_answers_every_value_with_its_rows_newest_first() {
     let server = service(|_, _| answer(200, example("hunting_network_ip_ok.json"))).await;
     let session = session(&defender(&server));
-    let ips = owned(&["203.0.113.7", "2001:db8::7", "192.0.2.1", "::ffff:203.0.113.7", "nonsense"]);
-    let mut found = session.network_events_by_ip(&ips, 100).await;
-    let rows = found.remove("ip:203.0.113.7").unwrap().unwrap();
-    let times: Vec<_> = rows.iter().map(|row| row.timestamp.as_str()).collect();
-    assert_eq!(times, ["2026-11-20T07:10:01.1Z", "2026-11-20T07:00:00Z"]);
-    assert_eq!(found.remove("ip:::ffff:203.0.113.7").unwrap().unwrap(), rows);
-    assert_eq!(found.remove("ip:2001:db8::7").unwrap().unwrap().len(), 1);
-    assert!(found.remove("ip:192.0.2.1").unwrap().unwrap().is_empty());
-    assert_eq!(found.remove("ip:nonsense").unwrap().unwrap_err().kind(), &Kind::InvalidValue);
-    assert!(found.is_empty());
-    assert_eq!(server.counts(), (1, 1));
+    let ips = ["203.0.113.7", "2001:db8::7", "192.0.2.1", "::ffff:203.0.113.7", "nonsense"];
+    let found = session.events(&sought(Sort::Ip, &ips, 100)).await;
+    assert_eq!(times(&found[0]), ["2026-11-20T07:10:01.1Z", "2026-11-20T07:00:00Z"]);
+    assert!(matches!(found[0].as_ref().unwrap()[0], Event::Network(_)));
+    assert_eq!(times(&found[3]), times(&found[0]));
+    assert_eq!((times(&found[1]).len(), times(&found[2]).len()), (1, 0));
+    assert_eq!(found[4].as_ref().unwrap_err().kind(), &Kind::InvalidValue);
+    assert_eq!((found.len(), server.counts()), (5, (1, 1)));
     let query = query_of(&calls(&server)[0]);
     assert!(query.contains("| partition hint.strategy=native by Observable"), "{query}");
     assert!(!query.contains("nonsense"), "{query}");
 }
 
 #[tokio::test]
-async fn all_hashes_of_a_request_share_one_query() {
+async fn all_values_of_a_request_share_one_query() {
     let server = service(|_, _| answer(200, example("hunting_file_events_ok.json"))).await;
     let session = session(&defender(&server));
-    let (sha1, sha256, md5) =
-        (owned(&[SHA1, SHA1_B]), vec!["0".repeat(64)], owned(&["0123456789abcdef0123456789abcdef"]));
-    let hashes = HashSets { sha1: &sha1, sha256: &sha256, md5: &md5 };
-    let found = session.file_events(hashes, 7).await;
-    let keys: BTreeSet<&str> = found.keys().map(String::as_str).collect();
-    assert_eq!(keys.len(), 4);
-    assert!(!found[&format!("sha1:{SHA1}")].as_ref().unwrap().is_empty());
+    let mut all = sought(Sort::Sha1, &[SHA1, SHA1_B], 7);
+    all.extend(sought(Sort::Md5, &["0123456789abcdef0123456789abcdef"], 3));
+    all.extend(sought(Sort::Ip, &["203.0.113.7"], 0));
+    all.extend(sought(Sort::Domain, &["bad.example.com"], 5));
+    let found = session.events(&all).await;
+    assert!(found.len() == 5 && found.iter().all(Result::is_ok));
+    assert!(matches!(found[0].as_ref().unwrap()[0], Event::File(_)));
     let query = query_of(&calls(&server)[0]);
     assert!(query.contains("top 7 by Timestamp desc"), "{query}");
+    assert!(query.contains("\nunion FileRows, DomainRows\n"), "{query}");
+    assert!(!query.contains("203.0.113.7"), "no row of it is wanted: {query}");
     assert_eq!(server.counts(), (1, 1));
-    let nothing = session.file_events(HashSets::default(), 7).await;
+    let nothing = session.events(&[]).await;
     assert!(nothing.is_empty() && server.counts() == (1, 1));
 }
 
@@ -750,8 +759,8 @@ async fn a_tenant_without_partition_is_asked_with_row_numbers_from_then_on() {
     .await;
     let defender = defender(&server);
     for calls in [2, 3] {
-        let found = session(&defender).network_events_by_domain(&owned(&["bad.example.com"]), 5).await;
-        assert!(!found["domain:bad.example.com"].as_ref().unwrap().is_empty());
+        let found = session(&defender).events(&sought(Sort::Domain, &["bad.example.com"], 5)).await;
+        assert!(!times(&found[0]).is_empty());
         assert_eq!(server.counts(), (1, calls));
     }
 }
@@ -766,13 +775,12 @@ async fn a_batch_that_is_too_large_is_halved_and_only_the_offender_fails() {
         }
     })
     .await;
-    let sha1 = vec![SHA1.to_owned(), SHA1_B.to_owned(), machine_id(1), machine_id(2)];
-    let hashes = HashSets { sha1: &sha1, ..HashSets::default() };
-    let found = session(&defender(&server)).file_events(hashes, 100).await;
-    let error = found[&format!("sha1:{SHA1_B}")].as_ref().unwrap_err();
+    let hashes = [SHA1, SHA1_B, &machine_id(1), &machine_id(2)];
+    let found = session(&defender(&server)).events(&sought(Sort::Sha1, &hashes, 100)).await;
+    let error = found[1].as_ref().unwrap_err();
     assert_eq!((error.kind(), error.family()), (&Kind::InvalidRequest, Family::Hunting));
-    assert!(!found[&format!("sha1:{SHA1}")].as_ref().unwrap().is_empty());
-    assert_eq!(found.values().filter(|rows| rows.is_ok()).count(), 3);
+    assert!(!times(&found[0]).is_empty());
+    assert_eq!(found.iter().filter(|rows| rows.is_ok()).count(), 3);
     // 4, 2 and 2, 1 and 1.
     assert_eq!(server.counts(), (1, 5));
 }
@@ -787,10 +795,10 @@ async fn a_batch_that_runs_out_of_time_twice_is_halved() {
         }
     })
     .await;
-    let sha1: Vec<String> = (0..4).map(machine_id).collect();
-    let hashes = HashSets { sha1: &sha1, ..HashSets::default() };
-    let found = session(&defender(&server)).file_events(hashes, 100).await;
-    assert!(found.len() == 4 && found.values().all(Result::is_ok));
+    let hashes: Vec<String> = (0..4).map(machine_id).collect();
+    let hashes: Vec<&str> = hashes.iter().map(String::as_str).collect();
+    let found = session(&defender(&server)).events(&sought(Sort::Sha1, &hashes, 100)).await;
+    assert!(found.len() == 4 && found.iter().all(Result::is_ok));
     assert_eq!(server.counts(), (1, 4));
 }
 
@@ -809,8 +817,8 @@ async fn a_hunting_query_is_repeated_sparingly(
     #[case] tries: usize,
 ) {
     let server = service(move |_, _| answer(status, body)).await;
-    let found = session(&defender(&server)).network_events_by_domain(&owned(&["bad.example.com"]), 5).await;
-    let error = found["domain:bad.example.com"].as_ref().unwrap_err();
+    let found = session(&defender(&server)).events(&sought(Sort::Domain, &["bad.example.com"], 5)).await;
+    let error = found[0].as_ref().unwrap_err();
     assert_eq!(error.kind(), &kind);
     assert_eq!(server.counts(), (1, tries));
 }

@@ -99,7 +99,7 @@ async fn costs(count: usize, devices: usize) {
     println!("{count} observables over {devices} machines: {calls:?}, at most {} at a time", control.peak());
     assert_no_call_twice(&control.requests());
     assert!(control.calls("hunting") <= HUNTING_BOUND, "{calls:?}");
-    assert_eq!(control.calls("hunting"), 5, "MD5s, other hashes, addresses, domains, devices: {calls:?}");
+    assert_eq!(control.calls("hunting"), 3, "events of MD5s, all other events, devices: {calls:?}");
     assert_eq!(control.calls("token"), 2, "one for each service");
     assert_eq!(control.calls("alerts"), count as u64);
     assert_eq!(control.calls("files"), of_kinds(count, &["sha256"]));
@@ -109,7 +109,7 @@ async fn costs(count: usize, devices: usize) {
 }
 
 #[tokio::test]
-async fn twenty_observables_over_ten_machines_cost_five_hunting_calls() {
+async fn twenty_observables_over_ten_machines_cost_three_hunting_calls() {
     costs(20, 10).await;
 }
 
@@ -135,7 +135,7 @@ async fn a_thousand_observables_are_worked_in_batches() {
     let control = bridge.control();
     println!("1000 observables: {:?}", control.all_calls());
     assert_no_call_twice(&control.requests());
-    assert!(control.calls("hunting") <= 5 * HUNTING_BOUND, "{:?}", control.all_calls());
+    assert!(control.calls("hunting") <= 5 * 3, "{:?}", control.all_calls());
     assert_eq!(control.calls("token"), 2);
     assert!(control.peak() <= 5, "{}", control.peak());
     bridge.stop().await;
@@ -261,7 +261,7 @@ async fn what_another_request_learned_is_not_asked_again() {
     assert_eq!(second.json(), first.json());
     let control = bridge.control();
     let calls = ["token", "machines", "files", "hunting", "alerts"].map(|route| control.calls(route));
-    assert_eq!(calls, [0, 0, 0, 4, 20], "no token, machine, profile or device query");
+    assert_eq!(calls, [0, 0, 0, 2, 20], "no token, machine, profile or device query");
     bridge.stop().await;
 }
 

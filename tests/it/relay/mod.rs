@@ -2,6 +2,7 @@
 //! stands beside it in `src`; here it is what a caller sees and what Microsoft is asked.
 
 mod admin;
+mod batching;
 mod calls;
 mod deadlines;
 mod defects;
@@ -10,6 +11,7 @@ mod grants;
 mod key_sets;
 mod limits;
 mod payloads;
+mod screening;
 mod stops;
 mod tokens;
 mod traces;

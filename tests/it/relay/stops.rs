@@ -130,12 +130,13 @@ async fn credentials_that_are_refused_stop_the_whole_request() {
     bridge.stop().await;
 }
 
-/// Every query of a request may fail by itself: what the others found is kept.
+/// A query of both tables that is refused is asked again for each of them: what can be read is.
 #[tokio::test]
 async fn a_query_that_fails_costs_the_events_of_its_own_table_only() {
     let bridge = start().await;
     let sha1 = format!("{:040x}", 3);
-    bridge.control().fail_next(Matcher::containing("DeviceNetworkEvents"), Fault::refuse(400), 1);
+    // The query of both tables, and that of this one alone.
+    bridge.control().fail_next(Matcher::containing("DeviceNetworkEvents"), Fault::refuse(400), 2);
     let answer = bridge.observe(&[("domain", "d1.example"), ("sha1", &sha1), ("sha1", &format!("{:040x}", 4))]).await;
     let message = "Invalid request to Microsoft Defender for Endpoint. The query is refused. Fix semantic errors in \
                    your query. (simulated) Observable: d1.example.";
