@@ -24,6 +24,7 @@ pub mod key_sets;
 pub mod listen;
 pub mod mapping;
 pub mod outbound;
+pub mod platform;
 pub mod redact;
 pub mod relay;
 pub mod retry;

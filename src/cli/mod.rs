@@ -5,7 +5,9 @@ mod dead_letters;
 mod demo;
 mod ingress;
 mod isolation;
+mod module;
 mod poll;
+mod prompt;
 pub mod roles;
 mod serve;
 mod simulate;
@@ -30,6 +32,9 @@ const EXIT_CONFIGURATION: u8 = 78;
 
 /// `poll` did what it could, and some hosts are not settled. Another number than those of clap and of failures.
 const EXIT_UNSETTLED: u8 = 3;
+
+/// `module edit --exit-code` had nothing to change.
+const EXIT_UNCHANGED: u8 = 4;
 
 /// A bridge between Cisco Threat Response, Vectra Cognito and Microsoft Defender for Endpoint.
 #[derive(Debug, Parser)]
@@ -59,10 +64,12 @@ enum Command {
     DeadLetters(dead_letters::DeadLettersArgs),
     /// Try it out: simulated Microsoft, ingress and worker on this machine, one sample request, then keep serving
     Demo(demo::DemoArgs),
-    /// The simulated Entra, Defender and Graph over HTTP
+    /// The simulated Entra, Defender, Graph, Cognito and Cisco platform over HTTP
     Simulate(simulate::SimulateArgs),
-    /// Make a SECRET_KEY; mint and inspect relay tokens
+    /// Make the relay's token, and a SECRET_KEY if there is none; mint and inspect tokens
     Token(token::TokenArgs),
+    /// Register the relay as a module of Cisco Threat Response: add, edit, remove, list
+    Module(Box<module::ModuleArgs>),
 }
 
 /// Runs the command to its end.
@@ -85,6 +92,8 @@ pub fn run(cli: Cli) -> ExitCode {
                 ExitCode::from(EXIT_CONFIGURATION)
             } else if error.is::<poll::Unsettled>() {
                 ExitCode::from(EXIT_UNSETTLED)
+            } else if error.is::<module::Unchanged>() {
+                ExitCode::from(EXIT_UNCHANGED)
             } else {
                 ExitCode::FAILURE
             }
@@ -104,6 +113,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Demo(args) => demo::run(args, &cli.log).await,
         Command::Simulate(args) => simulate::run(args, &cli.log).await,
         Command::Token(args) => token::run(args),
+        Command::Module(args) => module::run(*args, &cli.log).await,
     }
 }
 

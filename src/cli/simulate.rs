@@ -12,7 +12,7 @@ use crate::simulator::cognito::{
     BRAIN_CLIENT_ID, BRAIN_CLIENT_SECRET, BRAIN_TOKEN, BRAIN_USER, BrainSettings, Emit, EmitForm,
 };
 use crate::simulator::scenario::{DEMO_CLIENT_ID, DEMO_CLIENT_SECRET, DEMO_TENANT_ID};
-use crate::simulator::{Settings, Simulator};
+use crate::simulator::{PLATFORM_CLIENT_ID, PLATFORM_CLIENT_PASSWORD, Settings, Simulator};
 
 /// Connections are cut this long after a stop.
 const GRACE: Duration = Duration::from_secs(5);
@@ -111,7 +111,7 @@ pub(super) async fn run(args: SimulateArgs, log: &LogArgs) -> anyhow::Result<()>
         simulator.control().brain().emit(Some(emit)).map_err(|error| anyhow::anyhow!("--emit-to: {error}"))?;
     }
     let url = simulator.url();
-    println!("Simulated Entra, Defender, Graph and Cognito. Settings for a bridge that shall use them:");
+    println!("Simulated Entra, Defender, Graph, Cognito and platform. Settings for a bridge that shall use them:");
     println!("  export BRIDGE_ENTRA_URL={url} BRIDGE_DEFENDER_URL={url} BRIDGE_GRAPH_URL={url}");
     // A token of the user's own is not printed.
     let token = if own_token { "" } else { BRAIN_TOKEN };
@@ -119,6 +119,11 @@ pub(super) async fn run(args: SimulateArgs, log: &LogArgs) -> anyhow::Result<()>
     println!("and the application to mint a token for:");
     println!("  export TENANT_ID={DEMO_TENANT_ID} APP_ID={DEMO_CLIENT_ID} APP_SECRET='{DEMO_CLIENT_SECRET}'");
     println!("Cognito's OAuth2 client: {BRAIN_CLIENT_ID}, secret '{BRAIN_CLIENT_SECRET}'; its user: {BRAIN_USER}");
+    println!("Cisco's platform, for `module`:");
+    println!(
+        "  export BRIDGE_PLATFORM_URL={url} TR_API_CLIENT_ID={PLATFORM_CLIENT_ID} \
+         TR_API_CLIENT_PASSWORD={PLATFORM_CLIENT_PASSWORD}"
+    );
     println!("Requests seen, and more controls: {url}/_simulator/requests");
     shutdown.begun().await;
     simulator.stop().await;

@@ -1,6 +1,8 @@
-//! `token`: makes a `SECRET_KEY`, mints and inspects relay tokens (`relay.md` 2.2).
+//! `token`: makes a `SECRET_KEY`, mints and inspects relay tokens (`relay.md` 2.2, `module-registration.md` 5).
 
-use std::path::PathBuf;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -8,18 +10,40 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
+use serde_json::{Map, Value, json};
 
-use crate::config::{Findings, KeyArgs, Keys};
-use crate::relay::{key_set, token};
+use super::prompt;
+use crate::config::{Findings, KeyArgs, Keys, Region};
+use crate::relay::key_set;
+use crate::relay::token::{self, TokenError};
 
 /// Random bytes of a new key: 64 characters of base64url, as `relay.md` 2.2 recommends.
 const KEY_BYTES: usize = 48;
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct TokenArgs {
     #[command(subcommand)]
-    action: Action,
+    action: Option<Action>,
+    #[command(flatten)]
+    whole: WholeArgs,
+}
+
+/// What is said without a subcommand: all that a new module needs.
+#[derive(Debug, Args)]
+struct WholeArgs {
+    #[command(flatten)]
+    mint: MintArgs,
+    /// Print JSON instead of text
+    #[arg(long, conflicts_with = "env")]
+    json: bool,
+    /// Print lines for an environment file, SECRET_KEY and JWT, instead of text
+    #[arg(long)]
+    env: bool,
+    /// Write to this file, which must not exist, in place of standard output; only its owner can read it
+    #[arg(long, short = 'o', value_name = "PATH")]
+    output: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -37,12 +61,12 @@ enum Action {
 struct MintArgs {
     #[command(flatten)]
     keys: KeyArgs,
-    /// Directory (tenant) id
+    /// Directory (tenant) id; asked for, as the next two, when it is not set and somebody is there
     #[arg(long, env = "TENANT_ID", value_name = "ID")]
-    tenant_id: String,
+    tenant_id: Option<String>,
     /// Application (client) id
     #[arg(long, env = "APP_ID", value_name = "ID")]
-    app_id: String,
+    app_id: Option<String>,
     /// The application's secret; better given by its variable or file than on the command line
     #[arg(long, env = "APP_SECRET", value_name = "SECRET", hide_env_values = true)]
     app_secret: Option<String>,
@@ -80,12 +104,16 @@ impl std::fmt::Debug for InspectArgs {
 
 pub(super) fn run(args: TokenArgs) -> anyhow::Result<()> {
     match args.action {
-        Action::NewKey => {
+        None => whole(args.whole),
+        Some(Action::NewKey) => {
             println!("{}", new_key()?);
             Ok(())
         }
-        Action::Mint(args) => mint(args),
-        Action::Inspect(args) => inspect(args),
+        Some(Action::Mint(args)) => {
+            println!("{}", mint(args, false)?.token);
+            Ok(())
+        }
+        Some(Action::Inspect(args)) => inspect(args),
     }
 }
 
@@ -103,31 +131,116 @@ fn keys(args: &KeyArgs, findings: &mut Findings) -> (Keys, token::Keys) {
     (keys, verifying)
 }
 
-fn mint(args: MintArgs) -> anyhow::Result<()> {
+/// A token and the key that it is signed with.
+struct Minted {
+    token: String,
+    key: SecretString,
+    /// The key was made for it.
+    is_new: bool,
+}
+
+/// Mints a token; with `make_key` also the key, if there is none.
+fn mint(args: MintArgs, make_key: bool) -> anyhow::Result<Minted> {
     let mut findings = Findings::default();
-    let (keys, verifying) = keys(&args.keys, &mut findings);
+    let (keys, mut verifying) = keys(&args.keys, &mut findings);
     let secret = findings.secret("APP_SECRET", args.app_secret.as_ref(), args.app_secret_file.as_ref());
     let lifetime = args.expires_in.as_deref().map(|text| {
         findings.duration("--expires-in", text, (Duration::from_secs(60), Duration::from_secs(10 * 366 * 86_400)))
     });
-    findings.check()?;
-    let Some(key) = keys.token_keys.first() else {
-        bail!("SECRET_KEY is not set; `defender-bridge token new-key` makes one");
-    };
-    let secret: SecretString = secret.context("APP_SECRET is not set")?;
+    if keys.token_keys.is_empty() && !make_key {
+        findings.problem("SECRET_KEY", "is not set; `defender-bridge token new-key` makes one");
+    }
+    let (tenant_id, app_id) = (given(args.tenant_id), given(args.app_id));
+    if !prompt::somebody_is_there() {
+        let missing =
+            [("TENANT_ID", tenant_id.is_none()), ("APP_ID", app_id.is_none()), ("APP_SECRET", secret.is_none())];
+        for (setting, _) in missing.into_iter().filter(|(_, missing)| *missing) {
+            findings.problem(setting, "is not set, and nobody is there to be asked");
+        }
+    }
+    for warning in findings.check()? {
+        eprintln!("defender-bridge: {warning}");
+    }
     let claims = token::Claims {
-        client_id: args.app_id,
-        client_secret: secret,
-        tenant_id: args.tenant_id,
+        tenant_id: tenant_id.map_or_else(|| prompt::text("TENANT_ID, the directory (tenant) id"), Ok)?,
+        client_id: app_id.map_or_else(|| prompt::text("APP_ID, the application (client) id"), Ok)?,
+        client_secret: secret.map_or_else(|| prompt::secret("APP_SECRET, the application's secret"), Ok)?,
         entities_limit: args.entities_limit,
     };
+    let is_new = keys.token_keys.is_empty();
+    let key = match keys.token_keys.into_iter().next() {
+        Some(key) => key,
+        None => new_key()?.into(),
+    };
+    if is_new {
+        verifying = token::Keys::new(Some(key.clone()), None);
+    }
     let now = Timestamp::now();
-    let minted = token::mint(&claims, lifetime.map(|lifetime| now + lifetime), key);
+    let token = token::mint(&claims, lifetime.map(|lifetime| now + lifetime), &key);
     // What the relay would refuse is not handed out.
-    token::verify(&minted, &verifying, now)
+    token::verify(&token, &verifying, now)
         .map_err(|error| anyhow::anyhow!("the relay would refuse this token: {error}"))?;
-    println!("{minted}");
-    Ok(())
+    Ok(Minted { token, key, is_new })
+}
+
+fn given(text: Option<String>) -> Option<String> {
+    text.filter(|text| !text.trim().is_empty())
+}
+
+/// The token, its key and what to do with them.
+fn whole(args: WholeArgs) -> anyhow::Result<()> {
+    let minted = mint(args.mint, true)?;
+    let text = if args.json {
+        let links: Map<String, Value> =
+            Region::ALL.into_iter().map(|(region, name)| (name.to_owned(), region.new_module().into())).collect();
+        let key = minted.is_new.then(|| minted.key.expose_secret());
+        let whole = json!({"token": minted.token, "secret_key": key, "links": links});
+        format!("{whole:#}\n")
+    } else if args.env {
+        let key = minted.key.expose_secret();
+        if !key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~+/=:@%^,".contains(&byte)) {
+            bail!(
+                "SECRET_KEY holds characters that readers of environment files take differently; use SECRET_KEY_FILE"
+            );
+        }
+        format!("SECRET_KEY={key}\nJWT={}\n", minted.token)
+    } else {
+        told(&minted)
+    };
+    match args.output {
+        Some(path) => keep(&path, &text).with_context(|| format!("{} cannot be made", path.display())),
+        None => {
+            print!("{text}");
+            Ok(())
+        }
+    }
+}
+
+fn told(minted: &Minted) -> String {
+    let key = if minted.is_new {
+        format!(
+            "The SECRET_KEY that it is signed with is new. Set it for all roles:\n    {}\n",
+            minted.key.expose_secret()
+        )
+    } else {
+        "It is signed with the SECRET_KEY that is set.\n".to_owned()
+    };
+    let links: String = Region::ALL
+        .into_iter()
+        .map(|(region, name)| format!("    {:<4}  {}\n", name.to_uppercase(), region.new_module()))
+        .collect();
+    format!(
+        "The relay's token. Who has it can read the application's secret in it: keep it like a password.\n    {}\n{key}\
+         Add the module with `defender-bridge module add`, or here by hand with the relay's address and the token:\n{links}",
+        minted.token
+    )
+}
+
+/// A new file that only its owner can read.
+fn keep(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
 }
 
 fn inspect(args: InspectArgs) -> anyhow::Result<()> {
@@ -151,7 +264,11 @@ fn inspect(args: InspectArgs) -> anyhow::Result<()> {
         println!("SECRET_KEY is not set: the signature was not checked");
         return Ok(());
     }
-    match token::verify(token, &verifying, Timestamp::now()) {
+    let verified = token::verify(token, &verifying, Timestamp::now());
+    // The signature is checked before what is signed.
+    let fits = matches!(verified, Ok(_) | Err(TokenError::Expired | TokenError::WrongPayload));
+    println!("SECRET_KEY {} it", if fits { "fits" } else { "does not fit" });
+    match verified {
         Ok(_) => {
             println!("the relay accepts this token");
             Ok(())

@@ -97,7 +97,7 @@ impl KeyArgs {
 }
 
 const LISTEN: &str = "127.0.0.1:8080";
-const RELAY_ROUTES: &str = "observe,refer";
+pub(super) const RELAY_ROUTES: &str = "observe,refer";
 const RELAY_DEADLINE: &str = "50s";
 
 /// The ingress.
@@ -129,6 +129,23 @@ pub struct Routes {
     pub respond: bool,
 }
 
+impl Routes {
+    /// Reads `BRIDGE_RELAY_ROUTES`.
+    pub(super) fn read(text: &str, findings: &mut Findings) -> Self {
+        let mut routes = Self::default();
+        for name in parse::list(parse::or_default(text, RELAY_ROUTES)) {
+            match name {
+                "observe" => routes.observe = true,
+                "refer" => routes.refer = true,
+                "respond" => routes.respond = true,
+                other => findings
+                    .problem("BRIDGE_RELAY_ROUTES", format_args!("{other:?} is none of observe, refer, respond")),
+            }
+        }
+        routes
+    }
+}
+
 /// See [`IngressArgs`].
 #[derive(Debug, Clone)]
 pub struct IngressSettings {
@@ -154,16 +171,7 @@ impl IngressArgs {
             }
             SocketAddr::from(([127, 0, 0, 1], 0))
         });
-        let mut routes = Routes::default();
-        for name in parse::list(parse::or_default(&self.relay_routes, RELAY_ROUTES)) {
-            match name {
-                "observe" => routes.observe = true,
-                "refer" => routes.refer = true,
-                "respond" => routes.respond = true,
-                other => findings
-                    .problem("BRIDGE_RELAY_ROUTES", format_args!("{other:?} is none of observe, refer, respond")),
-            }
-        }
+        let routes = Routes::read(&self.relay_routes, findings);
         let deadline = parse::duration(
             findings,
             "BRIDGE_RELAY_DEADLINE",

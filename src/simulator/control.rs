@@ -37,8 +37,19 @@ impl Control {
         Brain(Arc::clone(&self.0))
     }
 
+    /// The module instances of the platform, oldest first.
+    pub fn module_instances(&self) -> Vec<Value> {
+        lock(&self.0.platform).instances()
+    }
+
+    /// Makes the platform's tokens worthless.
+    pub fn revoke_platform_tokens(&self) {
+        lock(&self.0.platform).revoke();
+    }
+
     /// How many calls there were. `route` is a name (`token`, `alerts`, `files`, `machines`, `actions`, `machineactions`,
-    /// `hunting`, `exposureScore`, `cognito`, `cognito-token`, `key-set`, `retired`, `unknown`) or a route's template
+    /// `hunting`, `exposureScore`, `cognito`, `cognito-token`, `platform`, `platform-token`, `key-set`, `retired`,
+    /// `unknown`) or a route's template
     /// (`files/{id}/alerts`, `machines/{id}`, `tagging/host/{id}`, ...).
     pub fn calls(&self, route: &str) -> u64 {
         self.0.recorder.calls(None, route)

@@ -3,8 +3,8 @@
 //! Nothing here imports the product's clients, models or query builder. A simulator that shared code with what it
 //! checks would agree with every mistake in it.
 //!
-//! One [`Simulator`] serves Entra, Defender for Endpoint, Graph and Vectra Cognito over HTTP under one base URL, as
-//! `defender.md` and `cognito.md` describe them: it refuses what they refuse (tokens, audiences, roles, malformed hashes,
+//! One [`Simulator`] serves Entra, Defender for Endpoint, Graph, Vectra Cognito and Cisco's platform over HTTP under one
+//! base URL, as `defender.md`, `cognito.md` and `module-registration.md` describe them: it refuses what they refuse (tokens, audiences, roles, malformed hashes,
 //! names and queries), counts quotas, and answers from the data of the caller's tenant. The demo tenant's data tells a
 //! story ([`scenario`]) whose times count back from now. Hunting queries are really evaluated ([`kql`]).
 //!
@@ -17,6 +17,7 @@
 //! POST /v1.0/security/runHuntingQuery            Graph      graph.rs
 //!      /api/v2.x/..., /api/v3.x/...              Cognito    cognito/
 //! GET  /.well-known/jwks                         platform   key_set.rs
+//!      /iroh/...                                 platform   platform.rs
 //!      /_simulator/...                           controls   admin.rs
 //! ```
 //!
@@ -81,6 +82,7 @@ mod graph;
 mod key_set;
 pub mod kql;
 mod odata;
+mod platform;
 mod quota;
 mod recorder;
 mod request;
@@ -105,6 +107,7 @@ pub use self::control::{Control, Resource};
 pub use self::data::{Data, Row};
 pub use self::faults::{Fault, Matcher};
 pub use self::graph::cpu_exhausted;
+pub use self::platform::{PLATFORM_CLIENT_ID, PLATFORM_CLIENT_PASSWORD};
 pub use self::quota::Quota;
 pub use self::recorder::{KEPT_HEADERS, Recorded};
 pub use self::script::Scripted;

@@ -8,12 +8,15 @@ use axum::extract::Query;
 use axum::http::header::{AUTHORIZATION, HOST};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, Uri};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use jiff::Timestamp;
 
 use super::cognito;
 use super::defender::Endpoint;
 use super::entra::{self, Issued};
 use super::graph;
+use super::platform;
 use super::recorder::{KEPT_HEADERS, Recorded};
 use super::world::World;
 
@@ -30,6 +33,8 @@ pub(super) enum Target {
     Cognito(cognito::Endpoint),
     /// The platform's key set.
     KeySet,
+    /// Cisco's platform, under `/iroh`.
+    Platform(platform::Endpoint),
     /// Nothing that any of them has.
     Nowhere,
 }
@@ -43,6 +48,7 @@ impl Target {
             }
             [".well-known", "jwks"] if method == Method::GET => Self::KeySet,
             ["oauth2", "token"] => Self::Cognito(cognito::Endpoint::Token(None)),
+            ["iroh", rest @ ..] => Self::Platform(platform::Endpoint::find(rest)),
             ["api", rest @ ..] => Self::Defender(Endpoint::find(method, rest)),
             ["v1.0", rest @ ..] => Self::Graph(graph::Endpoint::find(method, rest)),
             [tenant, "oauth2", "v2.0", "token"] => Self::Token((*tenant).to_owned()),
@@ -58,6 +64,7 @@ impl Target {
             Self::Graph(endpoint) => endpoint.name(),
             Self::Cognito(endpoint) => endpoint.name(),
             Self::KeySet => "key-set",
+            Self::Platform(endpoint) => endpoint.name(),
             Self::Nowhere => "unknown",
         }
     }
@@ -70,6 +77,7 @@ impl Target {
             Self::Graph(endpoint) => endpoint.template(),
             Self::Cognito(endpoint) => endpoint.template(),
             Self::KeySet => ".well-known/jwks",
+            Self::Platform(endpoint) => endpoint.template(),
             Self::Nowhere => "unknown",
         }
     }
@@ -135,6 +143,26 @@ impl Incoming {
     /// A header's text.
     pub(super) fn header(&self, name: impl axum::http::header::AsHeaderName) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// The id and secret of an `Authorization: Basic` header.
+    pub(super) fn basic(&self) -> Option<(String, String)> {
+        let (scheme, encoded) = self.header(AUTHORIZATION)?.split_once(' ')?;
+        if !scheme.eq_ignore_ascii_case("basic") {
+            return None;
+        }
+        let text = String::from_utf8(BASE64.decode(encoded.trim()).ok()?).ok()?;
+        let (id, secret) = text.split_once(':')?;
+        Some((id.to_owned(), secret.to_owned()))
+    }
+
+    /// The pairs of a form body; none if it is no form.
+    pub(super) fn form(&self) -> Vec<(String, String)> {
+        // A form has the syntax of a query, for which the web framework has a reader.
+        let uri = std::str::from_utf8(&self.body).ok().and_then(|text| Uri::try_from(format!("/?{text}")).ok());
+        uri.and_then(|uri| Query::<Vec<(String, String)>>::try_from_uri(&uri).ok())
+            .map(|Query(form)| form)
+            .unwrap_or_default()
     }
 
     /// What the book counts it by, and with `whole` what it keeps of it.
@@ -245,6 +273,9 @@ mod tests {
             ("GET", "/.well-known/jwks", "key-set", ".well-known/jwks"),
             ("POST", "/oauth2/token", "cognito-token", "oauth2/token"),
             ("POST", "/api/v2.5/oauth2/token", "cognito-token", "oauth2/token"),
+            ("POST", "/iroh/oauth2/token", "platform-token", "iroh/oauth2/token"),
+            ("PATCH", "/iroh/iroh-int/module-instance/7", "platform", "module-instance/{id}"),
+            ("GET", "/iroh/iroh-int", "unknown", "unknown"),
             ("GET", "/api/v1.0/machines", "unknown", "unknown"),
             ("GET", "/", "unknown", "unknown"),
         ] {

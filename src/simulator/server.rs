@@ -19,7 +19,7 @@ use super::faults::{Call, Fault};
 use super::request::{Incoming, Target};
 use super::script::Scripted;
 use super::world::{World, lock};
-use super::{admin, cognito, defender, entra, graph, key_set};
+use super::{admin, cognito, defender, entra, graph, key_set, platform};
 
 /// The largest body that is read. A hunting query of 200 observables has some 40 KB; worked examples are larger.
 const BODY_LIMIT_BYTES: usize = 16 * 1024 * 1024;
@@ -121,6 +121,7 @@ async fn true_answer(world: &World, request: &Incoming) -> Answer {
         Target::Graph(endpoint) => graph::answer(world, endpoint, request).await,
         Target::Cognito(endpoint) => cognito::answer(world, endpoint, request),
         Target::KeySet => scripted(world, request).unwrap_or_else(|| key_set::answer(world)),
+        Target::Platform(endpoint) => platform::answer(world, endpoint, request),
         Target::Nowhere => scripted(world, request).unwrap_or_else(|| Answer::empty(404)),
     }
 }
@@ -162,6 +163,7 @@ fn refuse(target: &Target, status: u16) -> Answer {
         Target::Defender(_) => defender::fault(status),
         Target::Graph(_) => graph::fault(status),
         Target::Cognito(endpoint) => cognito::fault(endpoint, status),
+        Target::Platform(_) => platform::fault(status),
         Target::KeySet | Target::Nowhere => Answer::empty(status),
     }
 }

@@ -16,6 +16,7 @@ use super::data::Data;
 use super::entra::Tokens;
 use super::faults::Faults;
 use super::key_set::KeySet;
+use super::platform::Registry;
 use super::quota::{Ledger, Quota, Refusal};
 use super::recorder::Recorder;
 use super::scenario;
@@ -53,6 +54,7 @@ pub(super) struct World {
     pub(super) ledger: Mutex<Ledger>,
     pub(super) faults: Mutex<Faults>,
     pub(super) brain: Cognito,
+    pub(super) platform: Mutex<Registry>,
     script: RwLock<Script>,
     pub(super) actions: Mutex<Book>,
     /// Ticks when the actions change by a call, not by the passing of time.
@@ -80,6 +82,7 @@ impl World {
             ledger: Mutex::default(),
             faults: Mutex::default(),
             brain: Cognito::new(&settings.brain),
+            platform: Mutex::default(),
             script: RwLock::default(),
             actions: Mutex::default(),
             actions_changed: watch::Sender::new(0),
@@ -111,6 +114,7 @@ impl World {
         lock(&self.actions).clear();
         self.set_script(Script::default());
         self.brain.reset(&settings.brain);
+        lock(&self.platform).clear();
         self.recorder.clear();
     }
 

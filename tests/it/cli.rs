@@ -6,6 +6,7 @@ use std::process::{Command, Output, Stdio};
 
 use clap::CommandFactory as _;
 use defender_bridge::cli::Cli;
+use defender_bridge::config::ENVIRONMENT_ONLY;
 
 /// The binary, with nothing of this process's own settings.
 fn bridge(arguments: &[&str]) -> Command {
@@ -36,6 +37,7 @@ fn variables() -> BTreeMap<String, Option<String>> {
     }
     let mut found = BTreeMap::new();
     collect(&Cli::command(), &mut found);
+    found.extend(ENVIRONMENT_ONLY.map(|name| (name.to_owned(), None)));
     found
 }
 
@@ -71,9 +73,10 @@ fn the_example_environment_file_names_every_setting_of_the_service() {
     let example = document("deploy/bridge.env.example");
     let known = variables();
     for (name, default) in &known {
-        if ["BRIDGE_SIMULATOR_LISTEN", "TENANT_ID", "APP_ID", "APP_SECRET", "APP_SECRET_FILE", "BRIDGE_BROKER_URL_FILE"]
-            .contains(&name.as_str())
-        {
+        // The rest of these is an operator's, for a command that is run once.
+        let commands = ["BRIDGE_SIMULATOR_LISTEN", "TENANT_ID", "APP_ID", "APP_SECRET", "APP_SECRET_FILE"];
+        let module = ["URL", "JWT", "JWT_FILE", "BRIDGE_PLATFORM_URL", "BRIDGE_BROKER_URL_FILE"];
+        if commands.contains(&name.as_str()) || module.contains(&name.as_str()) || name.starts_with("TR_API_") {
             continue;
         }
         let expected = format!("{name}={}", default.as_deref().unwrap_or_default());
@@ -163,6 +166,59 @@ fn a_token_that_the_relay_would_refuse_is_not_handed_out() {
     assert_eq!(output.status.code(), Some(1));
     assert!(output.stdout.is_empty());
     assert!(text(&output.stderr).contains("Wrong JWT payload structure"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn the_whole_token_command_makes_a_key_and_says_where_to_go() {
+    let credentials = [("TENANT_ID", "t.example"), ("APP_ID", "app"), ("APP_SECRET", "pl4nted")];
+    let made = output(bridge(&["token", "--json"]).envs(credentials));
+    let whole: serde_json::Value = serde_json::from_slice(&made.stdout).expect("JSON");
+    let (key, token) = (whole["secret_key"].as_str().expect("a key"), whole["token"].as_str().expect("a token"));
+    assert_eq!(key.len(), 64);
+    let inspected = output(bridge(&["token", "inspect", token]).env("SECRET_KEY", key));
+    let told = text(&inspected.stdout);
+    assert!(told.contains("SECRET_KEY fits it") && told.contains("the relay accepts this token"), "{told}");
+    let inspected = output(bridge(&["token", "inspect", token]).env("SECRET_KEY", "0123456789abcdef0123456789abcdef"));
+    assert!(text(&inspected.stdout).contains("SECRET_KEY does not fit it"));
+
+    let told = text(&output(bridge(&["token"]).envs(credentials).env("SECRET_KEY", key)).stdout);
+    assert!(told.contains(token) && !told.contains(key), "{told}");
+    for (region, host) in [("us", "visibility.amp"), ("eu", "visibility.eu.amp"), ("apjc", "visibility.apjc.amp")] {
+        let link = whole["links"][region].as_str().expect("a link");
+        assert!(link.starts_with(&format!("https://{host}.cisco.com/settings/modules/available/")), "{link}");
+        assert!(told.contains(link), "{told}");
+    }
+}
+
+#[test]
+fn the_environment_file_of_a_token_is_its_owners_alone_and_never_overwritten() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("relay.env");
+    let run = |key: &str| {
+        let mut command = bridge(&["token", "--env", "--output", path.to_str().expect("UTF-8")]);
+        command.envs([("TENANT_ID", "t.example"), ("APP_ID", "app"), ("APP_SECRET", "pl4nted"), ("SECRET_KEY", key)]);
+        output(&mut command)
+    };
+    let odd = run("a key with spaces and \"quotes\", long enough");
+    assert!(odd.status.code() == Some(1) && !path.exists(), "{}", text(&odd.stderr));
+    let made = run("0123456789abcdef0123456789abcdef");
+    assert!(made.status.success() && made.stdout.is_empty(), "{}", text(&made.stderr));
+    let written = std::fs::read_to_string(&path).expect("a file");
+    assert!(written.starts_with("SECRET_KEY=0123456789abcdef0123456789abcdef\nJWT=ey"), "{written}");
+    assert_eq!(std::fs::metadata(&path).expect("a file").permissions().mode() & 0o777, 0o600);
+    assert_eq!(run("0123456789abcdef0123456789abcdef").status.code(), Some(1));
+    assert_eq!(std::fs::read_to_string(&path).expect("a file"), written);
+}
+
+#[test]
+fn what_a_token_needs_is_named_when_nobody_can_be_asked() {
+    for arguments in [&["token"][..], &["token", "mint"]] {
+        let refused = output(bridge(arguments).stdin(Stdio::null()));
+        assert_eq!(refused.status.code(), Some(78));
+        let told = text(&refused.stderr);
+        assert!(["TENANT_ID", "APP_ID", "APP_SECRET"].iter().all(|name| told.contains(&format!("{name}: "))), "{told}");
+    }
 }
 
 #[test]

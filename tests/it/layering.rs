@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// What each module may import of the crate, besides itself. `telemetry` serves every edge.
-const ALLOWED: [(&str, &[&str]); 25] = [
+const ALLOWED: [(&str, &[&str]); 26] = [
     ("admin", &["broker", "shutdown", "telemetry"]),
     ("broker", &[]),
     ("cognito", &["outbound", "redact", "retry", "telemetry"]),
@@ -24,6 +24,7 @@ const ALLOWED: [(&str, &[&str]); 25] = [
     ("listen", &["shutdown"]),
     ("mapping", &["defender::model", "relay"]),
     ("outbound", &["retry", "telemetry"]),
+    ("platform", &["outbound", "redact"]),
     ("redact", &[]),
     ("relay", &[]),
     ("retry", &[]),
@@ -68,6 +69,7 @@ const ALLOWED: [(&str, &[&str]); 25] = [
             "listen",
             "mapping",
             "outbound",
+            "platform",
             "relay",
             "retry",
             "shutdown",

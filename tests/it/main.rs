@@ -21,6 +21,7 @@ mod forwarder;
 mod hosts;
 mod hunting_interpreter;
 mod layering;
+mod module;
 mod outbound;
 mod poll;
 mod processes;

@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use axum::extract::Query;
+use axum::http::Method;
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
-use axum::http::{Method, Uri};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
@@ -76,11 +75,11 @@ pub(super) fn token(world: &World, version: Option<&Version>, request: &Incoming
     if !media.trim().eq_ignore_ascii_case("application/x-www-form-urlencoded") {
         return detail(&state.behaviour, 415, &format!("Unsupported media type \"{media}\" in request."));
     }
-    let form = form(&request.body);
+    let form = request.form();
     let field = |name: &str| form.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str());
     match (field("grant_type"), flavour) {
         (Some("client_credentials"), _) => {
-            let (id, secret) = basic(request).unwrap_or_default();
+            let (id, secret) = request.basic().unwrap_or_default();
             if id != state.client_id || secret != state.client_secret {
                 return error(401, "invalid_client");
             }
@@ -119,24 +118,4 @@ fn issue(state: &mut State, flavour: Flavour, lifetime: Duration, refresh: bool)
 fn error(status: u16, code: &str) -> Answer {
     let body: Value = json!({"error": code, "detail": "The token request was refused (simulated)."});
     Answer::json(status, PLAIN_JSON, &body)
-}
-
-/// The id and secret of an `Authorization: Basic` header.
-fn basic(request: &Incoming) -> Option<(String, String)> {
-    let (scheme, encoded) = request.header(AUTHORIZATION)?.split_once(' ')?;
-    if !scheme.eq_ignore_ascii_case("basic") {
-        return None;
-    }
-    let text = String::from_utf8(BASE64.decode(encoded.trim()).ok()?).ok()?;
-    let (id, secret) = text.split_once(':')?;
-    Some((id.to_owned(), secret.to_owned()))
-}
-
-/// The pairs of a form body; none if it is no form.
-fn form(body: &[u8]) -> Vec<(String, String)> {
-    // A form has the syntax of a query, for which the web framework has a reader.
-    let uri = std::str::from_utf8(body).ok().and_then(|text| Uri::try_from(format!("/?{text}")).ok());
-    uri.and_then(|uri| Query::<Vec<(String, String)>>::try_from_uri(&uri).ok())
-        .map(|Query(form)| form)
-        .unwrap_or_default()
 }
