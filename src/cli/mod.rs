@@ -67,7 +67,7 @@ enum Command {
     /// The simulated Entra, Defender, Graph, Cognito and Cisco platform over HTTP
     Simulate(simulate::SimulateArgs),
     /// Make the relay's token, and a SECRET_KEY if there is none; mint and inspect tokens
-    Token(token::TokenArgs),
+    Token(Box<token::TokenArgs>),
     /// Register the relay as a module of Cisco Threat Response: add, edit, remove, list
     Module(Box<module::ModuleArgs>),
 }
@@ -112,7 +112,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::DeadLetters(args) => dead_letters::run(args, &cli.log).await,
         Command::Demo(args) => demo::run(args, &cli.log).await,
         Command::Simulate(args) => simulate::run(args, &cli.log).await,
-        Command::Token(args) => token::run(args),
+        Command::Token(args) => token::run(*args),
         Command::Module(args) => module::run(*args, &cli.log).await,
     }
 }

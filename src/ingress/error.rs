@@ -24,6 +24,11 @@ const SLOW_BODY: HttpError =
 pub(super) enum IngressError {
     Relay(RelayError),
     Http(HttpError),
+    /// A method that a path beside the relay's does not have.
+    NotAllowed {
+        /// Those that it has.
+        allow: &'static str,
+    },
 }
 
 impl From<RelayError> for IngressError {
@@ -47,6 +52,7 @@ impl IngressError {
     pub(super) fn outcome(&self) -> &'static str {
         match self {
             Self::Http(error) => error.reason,
+            Self::NotAllowed { .. } => HttpError::METHOD_NOT_ALLOWED.reason,
             Self::Relay(error) => OUTCOMES.into_iter().find(|code| *code == error.code).unwrap_or("other"),
         }
     }
@@ -55,16 +61,24 @@ impl IngressError {
         match self {
             Self::Relay(error) => relay_answer(relay::failure(&[error]).to_string()),
             Self::Http(error) => {
-                let status = StatusCode::from_u16(error.code).expect("the codes of HttpError are statuses");
-                let body = serde_json::to_vec(&error).expect("three plain members serialise");
-                let mut response = json_response(status, body);
-                if status == StatusCode::METHOD_NOT_ALLOWED {
+                let mut response = below_the_relay(&error);
+                if error == HttpError::METHOD_NOT_ALLOWED {
                     response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(ALLOW));
                 }
                 response
             }
+            Self::NotAllowed { allow } => {
+                let mut response = below_the_relay(&HttpError::METHOD_NOT_ALLOWED);
+                response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
+                response
+            }
         }
     }
+}
+
+fn below_the_relay(error: &HttpError) -> Response {
+    let status = StatusCode::from_u16(error.code).expect("the codes of HttpError are statuses");
+    json_response(status, serde_json::to_vec(error).expect("three plain members serialise"))
 }
 
 /// The codes of relay errors that the ingress itself gives.

@@ -1,8 +1,9 @@
 //! The HTTP edge: a request becomes a message, its reply the answer. It authenticates, validates, publishes and writes;
-//! it never calls a vendor. Two protocols share it: the relay's, below, and the webhook's.
+//! it never calls a vendor. Two protocols share it: the relay's, below, and the webhook's; `openapi` describes both.
 
 mod body;
 mod error;
+mod openapi;
 mod routes;
 mod webhook;
 
@@ -56,6 +57,7 @@ pub struct Settings {
 struct Ingress<B> {
     settings: Settings,
     webhook: Option<Webhook<B>>,
+    document: openapi::Document,
     broker: B,
     metrics: Metrics,
     shutdown: Shutdown,
@@ -65,7 +67,8 @@ struct Ingress<B> {
 pub fn router<B: Broker>(settings: Settings, broker: B, metrics: Metrics, shutdown: Shutdown) -> Router {
     let webhook = settings.webhook.as_ref();
     let webhook = webhook.map(|settings| Webhook::new(settings, broker.clone(), metrics.clone(), shutdown.clone()));
-    let ingress = Arc::new(Ingress { settings, webhook, broker, metrics, shutdown });
+    let document = openapi::Document::new(webhook.is_some());
+    let ingress = Arc::new(Ingress { settings, webhook, document, broker, metrics, shutdown });
     Router::new().fallback(handle::<B>).with_state(ingress)
 }
 
@@ -76,12 +79,18 @@ async fn handle<B: Broker>(State(ingress): State<Arc<Ingress<B>>>, request: Requ
     let path = request.uri().path();
     let webhook = ingress.webhook.as_ref().filter(|_| webhook::is_at(path));
     let route = Route::of(path);
-    let name = if webhook.is_some() { webhook::PATH } else { route.map_or("unmatched", Route::path) };
+    let is_document = openapi::is_at(path);
+    let name = match (&webhook, is_document) {
+        (Some(_), _) => webhook::PATH,
+        (None, true) => openapi::PATH,
+        (None, false) => route.map_or("unmatched", Route::path),
+    };
     let span = propagation::server_span(request.method(), name, request.headers());
     let head = request.method() == Method::HEAD;
     let answer = async {
         match webhook {
             Some(webhook) => webhook.answer(request).await.map_err(Failure::Webhook),
+            None if is_document => ingress.document.answer(request).await.map_err(Failure::Relay),
             None => ingress.answer(route, request).await.map_err(Failure::Relay),
         }
     };

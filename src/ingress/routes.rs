@@ -12,7 +12,8 @@ pub(super) enum Route {
     Trigger,
 }
 
-const ROUTES: [Route; 7] =
+/// All of them.
+pub(super) const ROUTES: [Route; 7] =
     [Route::Health, Route::Version, Route::Observe, Route::Deliberate, Route::Refer, Route::Respond, Route::Trigger];
 
 impl Route {

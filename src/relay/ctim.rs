@@ -7,6 +7,7 @@
 
 use std::{borrow::Cow, sync::Arc};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::observable::Observable;
@@ -25,7 +26,8 @@ pub const MAX_URI_CHARS: usize = 2048;
 pub const MAX_RELATIONS: usize = 1000;
 
 /// A typed value: an observable, or one side of a relation.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
 pub struct Typed {
     /// `ip`, `sha1`, `file_name`, ...
     #[serde(rename = "type")]
@@ -42,7 +44,8 @@ impl Typed {
 }
 
 /// When something was seen. Both are UTC with three decimals and `Z`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
 pub struct ObservedTime {
     /// First.
     pub start_time: String,
@@ -51,7 +54,8 @@ pub struct ObservedTime {
 }
 
 /// The device on which it was seen.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
 pub struct Target {
     /// `endpoint`.
     #[serde(rename = "type")]
@@ -62,11 +66,13 @@ pub struct Target {
     pub observed_time: ObservedTime,
     /// Operating system, where known.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
     pub os: Option<String>,
 }
 
 /// How two values belong together.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
 pub struct Relation {
     /// Who says so.
     pub origin: String,
@@ -79,7 +85,8 @@ pub struct Relation {
 }
 
 /// A column of a [`DataTable`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(description = "A column of a table.", deny_unknown_fields)]
 pub struct Column {
     /// Its heading.
     pub name: &'static str,
@@ -89,7 +96,8 @@ pub struct Column {
 }
 
 /// A table of one column and one row: CTIM's checker wants as many rows as columns, and neither empty.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
 pub struct DataTable {
     /// The column.
     pub columns: [Column; 1],
@@ -105,14 +113,17 @@ impl DataTable {
 }
 
 /// A sighting without its `observables`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Sighting {
     /// `sighting`.
     #[serde(rename = "type")]
+    #[schemars(extend("const" = "sighting"))]
     pub kind: &'static str,
     /// [`SCHEMA_VERSION`].
+    #[schemars(description = "The version of CTIM.", extend("const" = SCHEMA_VERSION))]
     pub schema_version: &'static str,
     /// [`SOURCE`].
+    #[schemars(description = "The product.", extend("const" = SOURCE))]
     pub source: &'static str,
     /// `High`.
     pub confidence: &'static str,
@@ -121,6 +132,7 @@ pub struct Sighting {
     /// `endpoint`.
     pub sensor: &'static str,
     /// 1: one alert or one event (defect 43).
+    #[schemars(description = "One alert or one event.", extend("const" = 1))]
     pub count: u32,
     /// `transient:sighting-<uuid v5>`.
     pub id: String,
@@ -128,18 +140,23 @@ pub struct Sighting {
     pub observed_time: ObservedTime,
     /// Last change of the alert.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
     pub timestamp: Option<String>,
     /// At most [`MAX_TITLE_CHARS`].
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String", description = "The alert's.", length(max = MAX_TITLE_CHARS))]
     pub title: Option<String>,
     /// At most [`MAX_DESCRIPTION_CHARS`].
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String", description = "The alert's.", length(max = MAX_DESCRIPTION_CHARS))]
     pub description: Option<String>,
     /// `Info`, `Low`, `Medium`, `High`, `Unknown`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String", extend("enum" = ["Info", "Low", "Medium", "High", "Unknown"]))]
     pub severity: Option<&'static str>,
     /// At most [`MAX_URI_CHARS`].
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String", description = "The alert in the portal.", length(max = MAX_URI_CHARS))]
     pub source_uri: Option<String>,
     /// The alert's id.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -148,8 +165,10 @@ pub struct Sighting {
     pub targets: Vec<Target>,
     /// What happened, for events.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "DataTable")]
     pub data: Option<DataTable>,
     /// At most [`MAX_RELATIONS`].
+    #[schemars(description = "How values belong together.", length(max = MAX_RELATIONS))]
     pub relations: Vec<Relation>,
 }
 

@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{payload::Details, token::TokenError};
@@ -15,7 +16,7 @@ use super::{payload::Details, token::TokenError};
 pub const MAX_DETAIL_CHARS: usize = 500;
 
 /// How bad an error is, in the platform's words; ordered from harmless to bad.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ErrorType {
     /// The answer stands, with less in it.
@@ -27,7 +28,8 @@ pub enum ErrorType {
 }
 
 /// One entry of `errors` (`relay.md` 3.1).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(description = "Why something is not in the answer.", deny_unknown_fields)]
 pub struct RelayError {
     /// Lower case, words divided by spaces.
     pub code: Cow<'static, str>,

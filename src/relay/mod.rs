@@ -16,6 +16,7 @@ pub use observable::{Kind, Observable};
 
 use std::collections::HashSet;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -103,7 +104,8 @@ pub fn trigger_failure(errors: &[RelayError]) -> Value {
 }
 
 /// An answer below the relay protocol, with an HTTP status of its own (`relay.md` 3.2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(description = "An answer from below the relay.", deny_unknown_fields)]
 pub struct HttpError {
     /// The HTTP status.
     pub code: u16,

@@ -22,6 +22,7 @@ mod hosts;
 mod hunting_interpreter;
 mod layering;
 mod module;
+mod openapi;
 mod outbound;
 mod poll;
 mod processes;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use axum::response::Response;
 use http::{HeaderValue, StatusCode, header};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::super::body::BodyError;
@@ -15,31 +16,43 @@ use super::event::Fault;
 const QUEUE_PAUSE: Duration = Duration::from_secs(15);
 
 /// What became of the events of a body, each list by index.
-#[derive(Debug, Default, Serialize)]
-pub(super) struct Outcome {
+#[derive(Debug, Default, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub(in crate::ingress) struct Outcome {
     pub(super) accepted: Vec<Accepted>,
     pub(super) ignored: Vec<Ignored>,
     pub(super) rejected: Vec<Rejected>,
 }
 
-#[derive(Debug, Serialize)]
+/// An event that is in the queue.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
 pub(super) struct Accepted {
     pub(super) index: usize,
+    /// The sender's, or made from the request.
     pub(super) event_id: String,
+    /// It was accepted before.
     #[serde(skip_serializing_if = "is_false")]
     pub(super) duplicate: bool,
 }
 
-#[derive(Debug, Serialize)]
+/// An event that asks for nothing.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
 pub(super) struct Ignored {
     pub(super) index: usize,
+    /// `unknown_kind`, `score_decrease` or `own_change`.
     pub(super) reason: &'static str,
 }
 
-#[derive(Debug, Serialize)]
+/// A fault of an event.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
 pub(in crate::ingress) struct Rejected {
     pub(super) index: usize,
+    /// What is wrong, in one word.
     pub(super) code: &'static str,
+    /// A JSON pointer to it, from the body.
     pub(super) pointer: String,
 }
 
@@ -73,15 +86,24 @@ pub(in crate::ingress) enum Refusal {
     Unforeseen,
 }
 
-#[derive(Serialize)]
-struct Problem {
+/// Problem details (RFC 9457).
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub(in crate::ingress) struct Problem {
+    /// Always `about:blank`: the code says more than a page would.
     r#type: &'static str,
     title: &'static str,
-    status: u16,
-    code: &'static str,
-    detail: String,
+    /// The HTTP status.
+    pub(in crate::ingress) status: u16,
+    /// Why, in one word of few.
+    pub(in crate::ingress) code: &'static str,
+    /// Why, for a person.
+    pub(in crate::ingress) detail: String,
+    /// Seconds until another try is worth it.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "u64")]
     retry_after: Option<u64>,
+    /// What is wrong with each event.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     rejected: Vec<Rejected>,
 }
@@ -154,16 +176,21 @@ impl Refusal {
         Some((pause.as_secs() + u64::from(pause.subsec_nanos() > 0)).max(1))
     }
 
-    pub(in crate::ingress) fn into_response(self) -> Response {
+    /// The body of the answer.
+    pub(in crate::ingress) fn problem(self) -> Problem {
         let (status, title) = self.status();
         let retry_after = self.retry_after();
         let (code, detail) = (self.code(), self.detail());
+        let rejected = if let Self::NothingValid(rejected) = self { rejected } else { Vec::new() };
+        Problem { r#type: "about:blank", title, status: status.as_u16(), code, detail, retry_after, rejected }
+    }
+
+    pub(in crate::ingress) fn into_response(self) -> Response {
+        let (status, _) = self.status();
+        let retry_after = self.retry_after();
         let allow = matches!(self, Self::Method).then_some("POST");
         let challenge = matches!(self, Self::Unauthorized).then_some("Bearer");
-        let rejected = if let Self::NothingValid(rejected) = self { rejected } else { Vec::new() };
-        let problem =
-            Problem { r#type: "about:blank", title, status: status.as_u16(), code, detail, retry_after, rejected };
-        let mut response = json(status, &problem, "application/problem+json");
+        let mut response = json(status, &self.problem(), "application/problem+json");
         let headers = response.headers_mut();
         for (name, value) in [(header::ALLOW, allow), (header::WWW_AUTHENTICATE, challenge)] {
             if let Some(value) = value {

@@ -30,8 +30,8 @@ use jiff::Timestamp;
 use serde_json::Value;
 use tracing::Instrument as _;
 
-pub(in crate::ingress) use self::answer::Refusal;
-use self::answer::{Accepted, Ignored, Outcome, Rejected};
+use self::answer::{Accepted, Ignored, Rejected};
+pub(in crate::ingress) use self::answer::{Outcome, Problem, Refusal};
 use self::auth::{Authenticated, Sender};
 use self::event::{Event, Recognition};
 use self::id::EventId;
