@@ -3,6 +3,7 @@
 mod check;
 mod dead_letters;
 mod demo;
+mod healthcheck;
 mod ingress;
 mod isolation;
 mod module;
@@ -38,7 +39,7 @@ const EXIT_UNCHANGED: u8 = 4;
 
 /// A bridge between Cisco Threat Response, Vectra Cognito and Microsoft Defender for Endpoint.
 #[derive(Debug, Parser)]
-#[command(name = "defender-bridge", version, propagate_version = true, max_term_width = 110)]
+#[command(name = "defender-bridge", version = env!("BRIDGE_VERSION"), propagate_version = true, max_term_width = 110)]
 pub struct Cli {
     #[command(flatten)]
     log: LogArgs,
@@ -62,6 +63,8 @@ enum Command {
     Isolation(isolation::IsolationArgs),
     /// What nobody could work: list, show, redrive, discard
     DeadLetters(dead_letters::DeadLettersArgs),
+    /// Ask the role that runs here whether it is ready: the exit code says it, for container engines
+    Healthcheck(healthcheck::HealthcheckArgs),
     /// Try it out: simulated Microsoft, ingress and worker on this machine, one sample request, then keep serving
     Demo(demo::DemoArgs),
     /// The simulated Entra, Defender, Graph, Cognito and Cisco platform over HTTP
@@ -110,6 +113,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Check(args) => check::run(*args, &cli.log).await,
         Command::Isolation(args) => isolation::run(args, &cli.log).await,
         Command::DeadLetters(args) => dead_letters::run(args, &cli.log).await,
+        Command::Healthcheck(args) => healthcheck::run(args).await,
         Command::Demo(args) => demo::run(args, &cli.log).await,
         Command::Simulate(args) => simulate::run(args, &cli.log).await,
         Command::Token(args) => token::run(*args),

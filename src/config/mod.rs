@@ -21,7 +21,7 @@ pub use defender::{DefenderArgs, DefenderSettings, WorkerArgs, WorkerSettings};
 pub use hosts::{HostArgs, HostSettings};
 pub use key_sets::KeySetArgs;
 pub use module::{ENVIRONMENT_ONLY, PlatformArgs, PlatformSettings, Region, RelayModule, RelayModuleArgs, environment};
-pub use process::{BrokerArgs, BrokerUrl, LogArgs, ProcessArgs, ProcessSettings, operator};
+pub use process::{AdminListenArgs, BrokerArgs, BrokerUrl, LogArgs, ProcessArgs, ProcessSettings, operator};
 pub use relay::{IngressArgs, IngressSettings, KeyArgs, Keys, Routes};
 pub use webhook::{TokenDigest, WebhookArgs, WebhookSettings};
 

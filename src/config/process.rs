@@ -39,12 +39,26 @@ impl LogArgs {
     }
 }
 
-/// The admin port and stopping.
+/// The admin port.
 #[derive(Debug, Clone, Args)]
-pub struct ProcessArgs {
+pub struct AdminListenArgs {
     /// Address of the admin port (/livez, /readyz, /metrics); off = none
     #[arg(long, env = "BRIDGE_ADMIN_LISTEN", default_value = ADMIN_LISTEN, value_name = "ADDRESS")]
     pub admin_listen: String,
+}
+
+impl AdminListenArgs {
+    /// Checks and reads the address; `None`: there is no admin port.
+    pub fn resolve(&self, findings: &mut Findings) -> Option<SocketAddr> {
+        parse::listen(findings, "BRIDGE_ADMIN_LISTEN", parse::or_default(&self.admin_listen, ADMIN_LISTEN))
+    }
+}
+
+/// The admin port and stopping.
+#[derive(Debug, Clone, Args)]
+pub struct ProcessArgs {
+    #[command(flatten)]
+    admin: AdminListenArgs,
     /// Time that running work gets after SIGTERM; should be more than the relay deadline
     #[arg(long, env = "BRIDGE_SHUTDOWN_GRACE", default_value = SHUTDOWN_GRACE, value_name = "DURATION")]
     pub shutdown_grace: String,
@@ -62,9 +76,8 @@ pub struct ProcessSettings {
 impl ProcessArgs {
     /// Checks and reads the values.
     pub fn resolve(&self, findings: &mut Findings) -> ProcessSettings {
-        let admin_listen = parse::or_default(&self.admin_listen, ADMIN_LISTEN);
         ProcessSettings {
-            admin_listen: parse::listen(findings, "BRIDGE_ADMIN_LISTEN", admin_listen),
+            admin_listen: self.admin.resolve(findings),
             shutdown_grace: parse::duration(
                 findings,
                 "BRIDGE_SHUTDOWN_GRACE",
@@ -225,7 +238,8 @@ mod tests {
     #[test]
     fn empty_values_count_as_not_set() {
         let mut findings = Findings::default();
-        let args = ProcessArgs { admin_listen: String::new(), shutdown_grace: " ".into() };
+        let admin = AdminListenArgs { admin_listen: String::new() };
+        let args = ProcessArgs { admin, shutdown_grace: " ".into() };
         let settings = args.resolve(&mut findings);
         assert_eq!(settings.admin_listen, Some(([127, 0, 0, 1], 8081).into()));
         assert_eq!(settings.shutdown_grace, Duration::from_secs(60));

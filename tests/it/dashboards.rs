@@ -1,0 +1,146 @@
+//! The dashboards' queries, run by a real Prometheus that scrapes a deployment at work: every panel shows something.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use defender_bridge::simulator::cognito::{BRAIN_TOKEN, BRAIN_USER, FINANCE_HOST, HR_HOST};
+use defender_bridge::simulator::scenario::{C2_ADDRESS, DEMO_CLIENT_ID, DEMO_CLIENT_SECRET, DEMO_TENANT_ID};
+use defender_bridge::simulator::{self, Simulator};
+use serde_json::{Value, json};
+use tokio::process::{Child, Command};
+use tokio::time::Instant;
+
+use super::bridge::client;
+use super::spawned::{PATIENCE, Role, Spawned, closed_port};
+
+const WEBHOOK_TOKEN: &str = "0123456789abcdef0123456789abcdef";
+
+/// A query of a panel, and where it stands.
+struct Query {
+    panel: String,
+    text: String,
+}
+
+fn queries() -> Vec<Query> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/grafana/dashboards");
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("the dashboards") {
+        let text = std::fs::read_to_string(entry.expect("a file").path()).expect("a dashboard");
+        let dashboard: Value = serde_json::from_str(&text).expect("JSON");
+        for panel in dashboard["panels"].as_array().expect("panels") {
+            for target in panel["targets"].as_array().expect("targets") {
+                found.push(Query {
+                    panel: format!("{} / {}", dashboard["title"], panel["title"]),
+                    text: target["expr"].as_str().expect("a query").to_owned(),
+                });
+            }
+        }
+    }
+    found
+}
+
+/// A Prometheus that scrapes `admin` every second, with the recording rules.
+struct Prometheus {
+    /// Killed when dropped.
+    _child: Child,
+    url: String,
+    client: reqwest::Client,
+}
+
+impl Prometheus {
+    async fn start(folder: &Path, admin: &str) -> Self {
+        let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/prometheus/recording.yaml");
+        let settings = json!({
+            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+            "rule_files": [rules],
+            "scrape_configs": [{"job_name": "defender-bridge", "static_configs": [{"targets": [admin]}]}],
+        });
+        let file = folder.join("prometheus.yml");
+        // JSON is YAML.
+        std::fs::write(&file, settings.to_string()).expect("a file");
+        let listen = format!("127.0.0.1:{}", closed_port());
+        let child = Command::new("prometheus")
+            .arg(format!("--config.file={}", file.display()))
+            .arg(format!("--storage.tsdb.path={}", folder.join("data").display()))
+            .arg(format!("--web.listen-address={listen}"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the package prometheus is installed");
+        Self { _child: child, url: format!("http://{listen}"), client: client() }
+    }
+
+    /// Whether a query has a result, one number of it at least. `None` while it cannot be asked.
+    async fn shows(&self, query: &str) -> Option<bool> {
+        let mut url: url::Url = format!("{}/api/v1/query", self.url).parse().expect("a URL");
+        url.query_pairs_mut().append_pair("query", query);
+        let answer: Value = self.client.get(url).send().await.ok()?.json().await.ok()?;
+        assert_eq!(answer["status"], "success", "{query}: {answer}");
+        let result = answer["data"]["result"].as_array().expect("a vector");
+        Some(result.iter().any(|sample| sample["value"][1].as_str().is_some_and(|value| value != "NaN")))
+    }
+}
+
+async fn deployment(simulator: &Simulator, folder: &Path) -> Spawned {
+    let url = simulator.url();
+    let role = Role::new("serve").sqlite(&folder.join("queue.sqlite")).upstream(&url).set_all(&[
+        ("COGNITO_BRAIN", url.as_str()),
+        ("COGNITO_TOKEN", BRAIN_TOKEN),
+        ("BRIDGE_COGNITO_SELF_USER", BRAIN_USER),
+        ("TENANT_ID", DEMO_TENANT_ID),
+        ("APP_ID", DEMO_CLIENT_ID),
+        ("APP_SECRET", DEMO_CLIENT_SECRET),
+        ("BRIDGE_TAG_ENRICH", "host_context"),
+        ("BRIDGE_TAG_BLOCK", "block"),
+        ("BRIDGE_TAG_UNBLOCK", "unblock"),
+        ("BRIDGE_SWEEP_INTERVAL", "2s"),
+        ("BRIDGE_FEED_INTERVAL", "2s"),
+        ("BRIDGE_WEBHOOK_TOKEN", WEBHOOK_TOKEN),
+        ("BRIDGE_ANSWER_TTL", "60s"),
+    ]);
+    role.start().await
+}
+
+#[tokio::test]
+#[ignore = "needs Prometheus"]
+async fn every_panel_of_the_dashboards_shows_something() {
+    let simulator = Simulator::start(simulator::Settings::default()).await.expect("the simulator listens");
+    let folder = tempfile::tempdir().unwrap();
+    let mut serve = deployment(&simulator, folder.path()).await;
+    let admin = serve.admin_url("").trim_start_matches("http://").to_owned();
+    let prometheus = Prometheus::start(folder.path(), &admin).await;
+
+    // Work of every kind goes on until all panels show it.
+    let mut open = queries();
+    assert!(open.len() > 30, "only {} queries", open.len());
+    let brain = simulator.control().brain();
+    let (mut round, end) = (0u32, Instant::now() + PATIENCE * 3);
+    while !open.is_empty() {
+        assert!(
+            Instant::now() < end,
+            "these show nothing: {:#?}",
+            open.iter().map(|query| format!("{}: {}", query.panel, query.text)).collect::<Vec<_>>()
+        );
+        round += 1;
+        let address = format!("198.51.100.{}", round % 250);
+        serve.observe(&[("ip", C2_ADDRESS), ("ip", &address)]).await;
+        let event = json!({"type": "host.tag.added", "host": {"id": HR_HOST}, "tag": "host_context"});
+        let sent = client().post(serve.url("/webhooks/cognito")).bearer_auth(WEBHOOK_TOKEN).json(&event).send();
+        assert_eq!(sent.await.expect("an answer").status().as_u16(), 202);
+        let (tag, host) = if round % 2 == 0 { ("block", FINANCE_HOST) } else { ("host_context", HR_HOST) };
+        let _ = brain.add_tag(host, tag, "analyst.one");
+        let mut still = Vec::new();
+        for query in open {
+            if prometheus.shows(&query.text).await != Some(true) {
+                still.push(query);
+            }
+        }
+        open = still;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    println!("every panel showed something after {round} rounds");
+    serve.stop().await;
+    simulator.stop().await;
+}
