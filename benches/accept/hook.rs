@@ -176,6 +176,7 @@ pub async fn serve(path: &Path, listen: SocketAddr, admin_listen: SocketAddr) ->
         listen,
         routes: Routes::default(),
         deadline: Duration::from_secs(50),
+        max_wait: Duration::from_secs(5),
         entities_limit: 100,
         key_sets: None,
     };

@@ -152,6 +152,7 @@ async fn serve(
                 listen,
                 routes: Routes { observe: true, refer: true, respond: false },
                 deadline: DEADLINE,
+                max_wait: DEADLINE / 2,
                 entities_limit: crate::relay::limit::DEFAULT_LIMIT,
                 key_sets: None,
             },

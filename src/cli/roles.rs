@@ -113,6 +113,7 @@ pub async fn start<B: Broker>(broker: B, roles: Roles, shutdown: Shutdown) -> an
             let settings = ingress::Settings {
                 routes: settings.routes,
                 deadline: settings.deadline,
+                max_wait: settings.max_wait,
                 entities_limit: settings.entities_limit,
                 token_keys: token::Keys::new(token_keys.next(), token_keys.next()),
                 key_sets,

@@ -99,6 +99,7 @@ impl KeyArgs {
 const LISTEN: &str = "127.0.0.1:8080";
 pub(super) const RELAY_ROUTES: &str = "observe,refer";
 const RELAY_DEADLINE: &str = "50s";
+const RELAY_MAX_WAIT: &str = "5s";
 
 /// The ingress.
 #[derive(Debug, Clone, Args)]
@@ -113,6 +114,10 @@ pub struct IngressArgs {
     /// Time from accepting a relay call to its answer, which may then be incomplete
     #[arg(long, env = "BRIDGE_RELAY_DEADLINE", default_value = RELAY_DEADLINE, value_name = "DURATION")]
     pub relay_deadline: String,
+    /// Longest time that a relay call may be expected to wait for a worker; one that would wait longer is refused at once.
+    /// Not more than the deadline, and by default not more than half of it
+    #[arg(long, env = "BRIDGE_RELAY_MAX_WAIT", default_value = RELAY_MAX_WAIT, value_name = "DURATION")]
+    pub relay_max_wait: String,
     /// Sightings for each observable at most (not a positive number: 100)
     #[arg(long, env = "CTR_ENTITIES_LIMIT", default_value = "100", value_name = "NUMBER")]
     pub ctr_entities_limit: String,
@@ -155,6 +160,8 @@ pub struct IngressSettings {
     pub routes: Routes,
     /// From accepting a call to answering it.
     pub deadline: Duration,
+    /// The longest that a call may be expected to wait for a worker.
+    pub max_wait: Duration,
     /// `L` of `relay.md` 5.3, at least 1.
     pub entities_limit: u32,
     /// Whose key-set tokens are taken; `None`: nobody's.
@@ -178,11 +185,24 @@ impl IngressArgs {
             parse::or_default(&self.relay_deadline, RELAY_DEADLINE),
             (Duration::from_secs(2), Duration::from_secs(600)),
         );
+        let given = parse::or_default(&self.relay_max_wait, RELAY_MAX_WAIT);
+        let mut max_wait = parse::duration(
+            findings,
+            "BRIDGE_RELAY_MAX_WAIT",
+            given,
+            (Duration::from_millis(100), Duration::from_secs(600)),
+        );
+        if given == RELAY_MAX_WAIT {
+            max_wait = max_wait.min(deadline / 2);
+        } else if max_wait > deadline {
+            findings.problem("BRIDGE_RELAY_MAX_WAIT", "is more than BRIDGE_RELAY_DEADLINE");
+        }
         let (entities_limit, warning) = crate::relay::limit::from_setting(parse::given(Some(&self.ctr_entities_limit)));
         if let Some(warning) = warning {
             findings.warning("CTR_ENTITIES_LIMIT", warning);
         }
-        IngressSettings { listen, routes, deadline, entities_limit, key_sets: key_sets.resolve(findings) }
+        let key_sets = key_sets.resolve(findings);
+        IngressSettings { listen, routes, deadline, max_wait, entities_limit, key_sets }
     }
 }
 
@@ -221,6 +241,7 @@ mod tests {
             listen: String::new(),
             relay_routes: " ".into(),
             relay_deadline: String::new(),
+            relay_max_wait: String::new(),
             ctr_entities_limit: String::new(),
         };
         let mut findings = Findings::default();
@@ -229,7 +250,27 @@ mod tests {
         assert_eq!(settings.listen, SocketAddr::from(([127, 0, 0, 1], 8080)));
         assert_eq!(settings.routes, Routes { observe: true, refer: true, respond: false });
         assert_eq!((settings.deadline, settings.entities_limit), (Duration::from_secs(50), 100));
+        assert_eq!(settings.max_wait, Duration::from_secs(5));
         assert_eq!(findings, Findings::default());
+    }
+
+    #[test]
+    fn the_wait_for_a_worker_fits_into_the_deadline() {
+        for (deadline, max_wait, expected_ms, problems) in
+            [("50s", "20s", 20_000, 0), ("4s", "5s", 2_000, 0), ("4s", "", 2_000, 0), ("4s", "6s", 6_000, 1)]
+        {
+            let args = IngressArgs {
+                listen: String::new(),
+                relay_routes: String::new(),
+                relay_deadline: deadline.into(),
+                relay_max_wait: max_wait.into(),
+                ctr_entities_limit: String::new(),
+            };
+            let mut findings = Findings::default();
+            let settings = args.resolve(&KeySetArgs::default(), &mut findings);
+            assert_eq!(settings.max_wait, Duration::from_millis(expected_ms), "{deadline} {max_wait}");
+            assert_eq!(findings.problems.len(), problems, "{deadline} {max_wait}");
+        }
     }
 
     #[test]

@@ -18,8 +18,9 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
+use super::circuit::Pass;
 use super::entra::Token;
-use super::{Audience, DefenderError, Family, Session};
+use super::{Audience, DefenderError, Family, Inner, Purpose, Session};
 use crate::outbound::{Answer, OutboundError, Request};
 use crate::redact;
 use crate::retry::{self, Failure, Retryable};
@@ -109,6 +110,7 @@ pub(super) struct Ready {
 
 /// The right to send one hunting query soon, to be had before the query's text is made: see [`Session::hunting_permit`].
 pub(super) struct HuntingPermit {
+    pass: Pass,
     token: Arc<Token>,
     ready: Ready,
 }
@@ -119,11 +121,12 @@ impl Session {
     /// anew. Dropped, it is lost to the quota.
     ///
     /// # Errors
-    /// No token, or no permit before the deadline.
+    /// An open circuit, no token, or no permit before the deadline.
     pub(super) async fn hunting_permit(&self) -> Result<HuntingPermit, DefenderError> {
+        let pass = self.enter(Family::Hunting)?;
         // First the token: fetching one is a call too, which must not wait for the slot that is held here.
         let token = self.token(Audience::Graph).await?;
-        Ok(HuntingPermit { token, ready: self.ready(Family::Hunting).await? })
+        Ok(HuntingPermit { pass, token, ready: self.ready(Family::Hunting).await? })
     }
 
     /// Makes a call and reads its JSON.
@@ -135,17 +138,21 @@ impl Session {
     /// A failure is only followed by another try while `patient` says so.
     pub(super) async fn call_with<T: DeserializeOwned>(
         &self,
-        mut permit: Option<HuntingPermit>,
+        permit: Option<HuntingPermit>,
         spec: &Spec,
         patient: impl Fn(&DefenderError) -> bool,
     ) -> Result<T, DefenderError> {
         let settings = &self.inner.defender.shared.settings;
+        let (pass, mut permitted) = match permit {
+            Some(HuntingPermit { pass, token, ready }) => (pass, Some((token, ready))),
+            None => (self.enter(spec.family)?, None),
+        };
         let mut repeated = false;
         // The error that is reported need not be that of the last try, which the deadline may have ended.
         let maybe_done = AtomicBool::new(false);
         loop {
-            let (token, mut ready) = match permit.take() {
-                Some(HuntingPermit { token, ready }) => (token, Some(ready)),
+            let (token, mut ready) = match permitted.take() {
+                Some((token, ready)) => (token, Some(ready)),
                 None => (self.token(spec.audience()).await?, None),
             };
             let result = retry::run(&settings.retry, spec.class, self.inner.deadline, |resend_count| {
@@ -169,9 +176,21 @@ impl Session {
                 {
                     repeated = true;
                 }
-                result => return result,
+                result => return pass.learn(result),
             }
         }
+    }
+
+    /// Lets a call of `family` go its way, unless it is sure to fail.
+    pub(super) fn enter(&self, family: Family) -> Result<Pass, DefenderError> {
+        let Inner { defender, account, purpose, .. } = &*self.inner;
+        let entered = defender.shared.circuits.enter(account, family, *purpose == Purpose::Containment);
+        if entered.is_err()
+            && let Some(metrics) = &defender.metrics
+        {
+            metrics.circuit(family.name());
+        }
+        entered
     }
 
     /// Waits until a slot of this request and a permit are free.

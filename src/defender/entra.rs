@@ -50,7 +50,7 @@ pub(super) struct Token {
 
 pub(super) type TokenKey = (Arc<Account>, Audience);
 
-/// The tokens of one process. Failures are not kept: credentials may be repaired at any time.
+/// The tokens of one process. What was refused is remembered by the circuits.
 pub(super) type Tokens = Cache<TokenKey, Arc<Token>>;
 
 pub(super) fn tokens() -> Tokens {
@@ -70,7 +70,12 @@ impl Session {
     pub(super) async fn token(&self, audience: Audience) -> Result<Arc<Token>, DefenderError> {
         let key = (Arc::clone(&self.inner.account), audience);
         let tokens = &self.inner.defender.shared.tokens;
-        self.once(Family::Token(audience), tokens, key, || self.fetch_token(audience)).await
+        if let Some(token) = tokens.get(&key).await {
+            return Ok(token);
+        }
+        // Before the fetch, which containment may share.
+        let pass = self.enter(Family::Token(audience))?;
+        pass.learn(self.once(Family::Token(audience), tokens, key, || self.fetch_token(audience)).await)
     }
 
     /// Drops `used`, which an API refused, and says whether it is worth trying with another one: at most once a session

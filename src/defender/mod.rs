@@ -7,8 +7,8 @@
 //! Calls are the currency (`DESIGN.md` 5), so nothing is asked twice: tokens, file profiles, machines and device
 //! contexts are kept for a time, and those who want the same thing at the same moment share one call. Every key holds
 //! tenant, client and a hash of the secret (or the thumbprint of the certificate): who does not know the secret never sees
-//! a kept answer. What decides about
-//! isolating or releasing a machine uses no kept answers: `machines` and `actions` hold the calls that never do.
+//! a kept answer. What decides about isolating or releasing a machine uses no kept answers: `machines` and `actions` hold
+//! the calls that never do. Nor is what is sure to fail asked again and again: see `circuit`.
 //!
 //! The hunting routes that stop answering in February 2027 (`/api/advancedqueries/run`, `/api/advancedhunting/run`) are
 //! never called.
@@ -18,6 +18,7 @@ mod alerts;
 mod batch;
 mod call;
 mod certificate;
+mod circuit;
 mod classify;
 mod entra;
 pub mod error;
@@ -51,6 +52,8 @@ pub use self::alerts::{Alerts, Plan};
 use self::batch::Batches;
 use self::call::{Spec, address};
 pub use self::certificate::{Certificate, CertificateError};
+use self::circuit::Circuits;
+pub use self::circuit::Memory;
 use self::entra::{Token, Tokens};
 pub use self::error::{Audience, DefenderError, Family, Kind};
 use self::hunting::{DEVICE_ID_DIGITS, Devices, Events, Evidence, RecentAlerts};
@@ -103,6 +106,8 @@ pub struct Settings {
     pub rest_limit: Duration,
     /// How failed calls are repeated.
     pub retry: retry::Policy,
+    /// How long failures are remembered that would only be repeated.
+    pub memory: Memory,
 }
 
 impl Settings {
@@ -126,6 +131,7 @@ impl Default for Settings {
             graph_scope: "https://graph.microsoft.com/.default".to_owned(),
             rest_limit: REST_LIMIT,
             retry: retry::Policy::default(),
+            memory: Memory::default(),
         }
     }
 }
@@ -305,6 +311,7 @@ struct Shared {
     settings: Settings,
     outbound: Outbound,
     tokens: Tokens,
+    circuits: Arc<Circuits>,
     files: Kept<Option<File>>,
     machines: Kept<Option<Machine>>,
     devices: Kept<Arc<DeviceContext>>,
@@ -331,10 +338,12 @@ impl Defender {
     /// A client that has nothing cached and lets every call go at once.
     #[must_use]
     pub fn new(settings: Settings, outbound: Outbound) -> Defender {
+        let circuits = Arc::new(Circuits::new(settings.memory));
         let shared = Shared {
             settings,
             outbound,
             tokens: entra::tokens(),
+            circuits,
             files: kept(FILES_KEPT, FILE_TTL),
             machines: kept(MACHINES_KEPT, MACHINE_TTL),
             devices: kept(DEVICES_KEPT, MACHINE_TTL),

@@ -1,6 +1,7 @@
 //! The HTTP edge: a request becomes a message, its reply the answer. It authenticates, validates, publishes and writes;
 //! it never calls a vendor. Two protocols share it: the relay's, below, and the webhook's; `openapi` describes both.
 
+mod admission;
 mod body;
 mod error;
 mod openapi;
@@ -21,6 +22,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use jiff::Timestamp;
 use tracing::Instrument as _;
 
+use self::admission::Admission;
 use self::error::IngressError;
 use self::routes::Route;
 use self::webhook::Webhook;
@@ -41,6 +43,8 @@ pub struct Settings {
     pub routes: Routes,
     /// From accepting a call to answering it.
     pub deadline: Duration,
+    /// The longest that a call may be expected to wait for a worker.
+    pub max_wait: Duration,
     /// `L` of `relay.md` 5.3.
     pub entities_limit: u32,
     /// Keys that tokens may be signed with.
@@ -58,6 +62,7 @@ struct Ingress<B> {
     settings: Settings,
     webhook: Option<Webhook<B>>,
     document: openapi::Document,
+    admission: Arc<Admission>,
     broker: B,
     metrics: Metrics,
     shutdown: Shutdown,
@@ -68,7 +73,8 @@ pub fn router<B: Broker>(settings: Settings, broker: B, metrics: Metrics, shutdo
     let webhook = settings.webhook.as_ref();
     let webhook = webhook.map(|settings| Webhook::new(settings, broker.clone(), metrics.clone(), shutdown.clone()));
     let document = openapi::Document::new(webhook.is_some());
-    let ingress = Arc::new(Ingress { settings, webhook, document, broker, metrics, shutdown });
+    let admission = Admission::new(settings.max_wait);
+    let ingress = Arc::new(Ingress { settings, webhook, document, admission, broker, metrics, shutdown });
     Router::new().fallback(handle::<B>).with_state(ingress)
 }
 
@@ -225,13 +231,14 @@ impl<B: Broker> Ingress<B> {
         judged.await.map_err(|error: token::TokenError| RelayError::authorization(error.reason()))
     }
 
-    /// Sends a job to the workers and returns their reply as the answer.
+    /// Sends a job to the workers and returns their reply as the answer, unless it would wait for too long.
     async fn ask(
         &self,
         credentials: &Credentials,
         deadline: Timestamp,
         job: impl FnOnce(Sealed) -> Job,
     ) -> Result<Response, IngressError> {
+        let admitted = self.admission.enter(&self.broker).ok_or_else(RelayError::busy)?;
         let mut message = Message::new(Bytes::new());
         let sealed = self.settings.seal_keys.seal(credentials, message.id).map_err(|error| {
             tracing::error!(error = %error, "credentials could not be sealed");
@@ -251,7 +258,10 @@ impl<B: Broker> Ingress<B> {
         .instrument(span.clone())
         .await;
         match reply {
-            Ok(body) => Ok(relay_answer(body)),
+            Ok(body) => {
+                admitted.replied();
+                Ok(relay_answer(body))
+            }
             Err(error) => {
                 propagation::fail(&span, error::class(&error));
                 tracing::warn!(error = %error, message.id = %id, job.kind = job.kind(), "no worker answered a relay call");

@@ -85,6 +85,12 @@ struct Permit {
     class: &'static str,
 }
 
+/// Labels of an answer out of a circuit.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Circuit {
+    family: &'static str,
+}
+
 /// Labels of a cache.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Cache {
@@ -103,6 +109,7 @@ pub struct Metrics {
     waits: Histogram,
     calls: Family<Call, Counter>,
     answers: Family<Cache, Counter>,
+    circuits: Family<Circuit, Counter>,
     searches: Family<Search, Counter>,
     own_events: Family<OwnEvent, Counter>,
     in_hands: Gauge<i64, AtomicI64>,
@@ -129,6 +136,7 @@ impl Default for Metrics {
             waits: histogram(),
             calls: Family::default(),
             answers: Family::default(),
+            circuits: Family::default(),
             searches: Family::default(),
             own_events: Family::default(),
             in_hands: Gauge::default(),
@@ -171,6 +179,11 @@ impl Default for Metrics {
             "answers_from_cache",
             "Observables looked up among answers kept in memory, by outcome (hit, miss)",
             metrics.answers.clone(),
+        );
+        registry.register(
+            "circuit_answers",
+            "Calls to Microsoft that were answered from memory because the same had just failed for good, by family",
+            metrics.circuits.clone(),
         );
         registry.register(
             "searches",
@@ -256,6 +269,11 @@ impl Metrics {
     pub fn answers(&self, hits: usize, misses: usize) {
         self.answers.get_or_create(&Cache { outcome: "hit" }).inc_by(hits as u64);
         self.answers.get_or_create(&Cache { outcome: "miss" }).inc_by(misses as u64);
+    }
+
+    /// A call was answered by an open circuit.
+    pub fn circuit(&self, family: &'static str) {
+        self.circuits.get_or_create(&Circuit { family }).inc();
     }
 
     /// A call to Cognito got its permit.

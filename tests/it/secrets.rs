@@ -576,6 +576,7 @@ fn debug_output_shows_no_secret() {
         listen: ([127, 0, 0, 1], 0).into(),
         routes: Routes::default(),
         deadline: Duration::from_secs(1),
+        max_wait: Duration::from_secs(1),
         entities_limit: 1,
         key_sets: None,
     });

@@ -2,6 +2,7 @@
 //! stands beside it in `src`; here it is what a caller sees and what Microsoft is asked.
 
 mod admin;
+mod admission;
 mod batching;
 mod calls;
 mod deadlines;

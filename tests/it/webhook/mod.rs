@@ -137,6 +137,7 @@ impl<B: Broker> Hook<B> {
             listen: any_port,
             routes: Routes::default(),
             deadline: Duration::from_secs(20),
+            max_wait: Duration::from_secs(5),
             entities_limit: 100,
             key_sets: None,
         };
