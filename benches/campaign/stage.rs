@@ -199,6 +199,12 @@ impl Stage {
         }
     }
 
+    /// The product's processes that run, by role.
+    pub fn processes(&self) -> Vec<(&'static str, u32)> {
+        let workers = self.workers.iter().filter_map(|worker| worker.process.as_ref());
+        std::iter::once(&self.ingress_process).chain(workers).map(|process| (process.name, process.id())).collect()
+    }
+
     /// SIGKILL. False if it did not run.
     pub fn kill(&mut self, worker: usize) -> bool {
         self.workers[worker].process.take().is_some()

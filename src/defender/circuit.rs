@@ -448,10 +448,10 @@ mod tests {
         let circuits = Arc::new(Circuits::new(Memory::default()));
         let account = account("s");
         let enter = |containment| circuits.enter(&account, TOKEN, containment);
-        let first = enter(false).ok().expect("nothing is known yet");
+        let first = enter(false).expect("nothing is known yet");
         assert!(first.learn(Err::<(), _>(answered(TOKEN, 401))).is_err());
         assert_eq!(enter(false).err().expect("it is open").status(), Some(401));
-        let contains = enter(true).ok().expect("containment may always try");
+        let contains = enter(true).expect("containment may always try");
         assert!(contains.learn(Ok(())).is_ok());
         assert!(enter(false).is_ok());
     }

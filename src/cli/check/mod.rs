@@ -181,6 +181,7 @@ async fn look(plan: &Plan, token: Option<&str>) -> anyhow::Result<Vec<Row>> {
         graph_scope: plan.defender.graph_scope.clone(),
         rest_limit: PROBE_LIMIT,
         retry: once,
+        ..defender::Settings::default()
     };
     let client = Defender::new(settings, outbound);
     let (applications, unknown) = applications(plan, of_token, token.is_some());
