@@ -228,6 +228,7 @@ async fn bind(address: SocketAddr, setting: &str) -> anyhow::Result<TcpListener>
 /// The client of Microsoft's services.
 pub(super) fn defender(at: &DefenderSettings, retry: crate::retry::Policy) -> anyhow::Result<Defender> {
     let outbound = Outbound::new().context("the HTTP client cannot be set up")?;
+    let memory = defender::Memory::default();
     let settings = defender::Settings {
         entra_url: at.entra_url.clone(),
         defender_url: at.defender_url.clone(),
@@ -235,6 +236,7 @@ pub(super) fn defender(at: &DefenderSettings, retry: crate::retry::Policy) -> an
         defender_scope: at.defender_scope.clone(),
         graph_scope: at.graph_scope.clone(),
         retry,
+        memory: defender::Memory { credentials: at.refusal_ttl, roles: memory.roles.min(at.refusal_ttl), ..memory },
         ..defender::Settings::default()
     };
     Ok(Defender::new(settings, outbound))

@@ -34,6 +34,9 @@ pub struct DefenderArgs {
     /// Allow http:// to hosts other than this machine: secrets travel in clear. For a simulator in a private network
     #[arg(long, env = "BRIDGE_ALLOW_PLAIN_HTTP", default_value = "false", value_name = "BOOL")]
     pub allow_plain_http: String,
+    /// How long refused credentials are answered from memory, and missing roles a minute of it at most; 0 = never
+    #[arg(long, env = "BRIDGE_REFUSAL_TTL", default_value = REFUSAL_TTL, value_name = "DURATION")]
+    pub refusal_ttl: String,
 }
 
 /// See [`DefenderArgs`].
@@ -51,6 +54,8 @@ pub struct DefenderSettings {
     pub defender_scope: String,
     /// Scope of tokens for Graph.
     pub graph_scope: String,
+    /// How long a refusal is believed; zero: not.
+    pub refusal_ttl: Duration,
 }
 
 /// The hosts and scopes of a cloud (`defender.md` 1.2 and 1.5).
@@ -102,6 +107,7 @@ impl Default for DefenderSettings {
             portal_url: COMMERCIAL.portal.to_owned(),
             defender_scope: COMMERCIAL.defender_scope.to_owned(),
             graph_scope: COMMERCIAL.graph_scope.to_owned(),
+            refusal_ttl: Duration::from_secs(5 * 60),
         }
     }
 }
@@ -132,6 +138,12 @@ impl DefenderArgs {
         let defender_url = url("BRIDGE_DEFENDER_URL", &self.defender_url, cloud.defender);
         let graph_url = url("BRIDGE_GRAPH_URL", &self.graph_url, cloud.graph);
         let portal_url = url("BRIDGE_PORTAL_URL", &self.portal_url, cloud.portal);
+        let refusal_ttl = parse::duration(
+            findings,
+            "BRIDGE_REFUSAL_TTL",
+            parse::or_default(&self.refusal_ttl, REFUSAL_TTL),
+            (Duration::ZERO, Duration::from_secs(3600)),
+        );
         let scope = |value: &Option<String>, default: &str| parse::given(value.as_ref()).unwrap_or(default).to_owned();
         Some(DefenderSettings {
             entra_url: entra_url?,
@@ -140,12 +152,15 @@ impl DefenderArgs {
             portal_url: portal_url?.as_str().trim_end_matches('/').to_owned(),
             defender_scope: scope(&self.defender_scope, cloud.defender_scope),
             graph_scope: scope(&self.graph_scope, cloud.graph_scope),
+            refusal_ttl,
         })
     }
 }
 
 const WORKER_CONCURRENCY: &str = "64";
 const ANSWER_TTL: &str = "60s";
+/// `defender.md` 1.4.
+const REFUSAL_TTL: &str = "5m";
 
 /// How much a worker does at a time.
 #[derive(Debug, Clone, Args)]
@@ -205,6 +220,7 @@ mod tests {
             defender_scope: None,
             graph_scope: None,
             allow_plain_http: "false".into(),
+            refusal_ttl: String::new(),
         }
     }
 

@@ -237,6 +237,8 @@ fn secrets(collector: &Collector) -> Vec<(&'static str, String)> {
         ("OTEL_EXPORTER_OTLP_HEADERS", format!("x-api-key={COLLECTOR_KEY}")),
         // A bad token, a wrong secret and a broken connection are answered within one retry or two.
         ("BRIDGE_RELAY_DEADLINE", "6s".to_owned()),
+        // Each fault is met anew.
+        ("BRIDGE_REFUSAL_TTL", "0s".to_owned()),
     ]
 }
 
