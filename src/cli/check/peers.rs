@@ -29,6 +29,9 @@ use crate::retry::{self, http_date};
 /// Of what a service answers to a bare request only the date is wanted.
 const BODY_LIMIT_BYTES: usize = 64 * 1024;
 
+/// The longest that the broker is waited for. A busy one takes its time to let a user in: roles wait 15 s at their start.
+const BROKER_LIMIT: Duration = Duration::from_secs(20);
+
 /// The queue.
 pub(super) async fn broker(url: &BrokerUrl) -> Row {
     const PEER: &str = "broker";
@@ -45,7 +48,7 @@ pub(super) async fn broker(url: &BrokerUrl) -> Row {
                 topology: &TOPOLOGY,
             };
             let what = format!("RabbitMQ, namespace {namespace}");
-            match RabbitMq::probe(settings, PROBE_LIMIT).await {
+            match RabbitMq::probe(settings, BROKER_LIMIT).await {
                 Ok(()) => Row::ok(PEER, what, "declares, publishes and receives"),
                 Err(BrokerError::Refused(reason)) => Row::failed(
                     PEER,
