@@ -424,6 +424,23 @@ pub enum BrokerError {
 }
 
 impl BrokerError {
+    /// Its class in spans: `error.type`.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Unroutable(_) => "returned",
+            Self::Unavailable(_) => "connection",
+            Self::Unknown(_) => "unknown",
+            Self::Timeout => "timeout",
+            Self::TooLarge { .. } => "too_large",
+            Self::Storage(_) => "storage",
+            Self::Refused(_) => "refused",
+            Self::InUse(_) => "in_use",
+            Self::Closed => "closed",
+        }
+    }
+
     /// Whether the same call may succeed in a while.
     #[must_use]
     pub const fn is_transient(&self) -> bool {

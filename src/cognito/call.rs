@@ -12,6 +12,8 @@ use url::Url;
 
 use super::{CognitoError, Family, Kind, Priority, Session};
 use crate::outbound::{Answer, OutboundError, Request};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::propagation;
 use crate::{redact, retry};
 
 /// The largest answer that is read. A page of 200 hosts is below 2 MiB; a day's audit entries of a large brain, which
@@ -135,15 +137,20 @@ impl Session {
         request: Request,
     ) -> Result<Answer, CognitoError> {
         let shared = &self.cognito.shared;
+        let began = Instant::now();
+        let waits = self.cognito.metrics.as_ref().map(Metrics::waits_for_permit);
         timeout_at(self.deadline, shared.rate.permit(priority)).await.map_err(|_| CognitoError::deadline(family))?;
+        drop(waits);
+        propagation::permit(family.name(), began.elapsed());
         // From here on a deadline may mean that the request was sent.
         if Instant::now() >= self.deadline {
             return Err(CognitoError::deadline(family));
         }
         let authorization = request.headers.get(AUTHORIZATION).cloned();
+        let began = Instant::now();
         let sent = shared.outbound.send(request, self.deadline).await;
         if let Some(metrics) = &self.cognito.metrics {
-            metrics.call(family.name(), outcome(&sent));
+            metrics.call(family.name(), outcome(&sent), began.elapsed());
         }
         let mut answer = sent.map_err(|error| CognitoError::from_outbound(family, &error))?;
         if answer.status.is_success() {

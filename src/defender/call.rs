@@ -24,6 +24,8 @@ use super::{Audience, DefenderError, Family, Inner, Purpose, Session};
 use crate::outbound::{Answer, OutboundError, Request};
 use crate::redact;
 use crate::retry::{self, Failure, Retryable};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::propagation;
 
 /// The largest REST answer that is read. A page of alerts has no published size limit; this is some thousand alerts
 /// with all their evidence, far more than any limit of ours shows.
@@ -203,7 +205,11 @@ impl Session {
             let permit = inner.defender.permits.permit(tenant, client, family, inner.purpose, inner.deadline);
             // Refused means that there is none in time.
             let refused = |wait| DefenderError::not_permitted(family, wait).out_of_time();
-            let void_at = permit.await.map_err(refused)?;
+            let _waits = inner.defender.metrics.as_ref().map(Metrics::waits_for_permit);
+            let began = Instant::now();
+            let permitted = permit.await;
+            propagation::permit(family.name(), began.elapsed());
+            let void_at = permitted.map_err(refused)?;
             Ok(Ready { _slot: slot, void_at })
         };
         timeout_at(inner.deadline, ready).await.map_err(|_| DefenderError::deadline(family))?
@@ -235,9 +241,10 @@ impl Session {
             return Err(DefenderError::deadline(family));
         }
         let authorization = request.headers.get(AUTHORIZATION).cloned();
+        let began = Instant::now();
         let sent = inner.defender.shared.outbound.send(request, inner.deadline).await;
         if let Some(metrics) = &inner.defender.metrics {
-            metrics.call(family.name(), outcome(&sent));
+            metrics.call(family.name(), outcome(&sent), began.elapsed());
         }
         let mut answer = sent.map_err(|error| DefenderError::from_outbound(family, &error))?;
         if !answer.status.is_success() {

@@ -254,7 +254,9 @@ impl Desk {
 
     /// Cognito answered 429, with this `Retry-After` if any.
     pub fn cognito_throttled(&self, retry_after: Option<Duration>) {
-        let hold = retry_after.map(|hold| Instant::now() + hold.min(super::permits::HOLD_LIMIT));
+        let hold = retry_after.map(|hold| hold.min(super::permits::HOLD_LIMIT));
+        self.shared.metrics.cognito_throttled(hold.unwrap_or_default());
+        let hold = hold.map(|hold| Instant::now() + hold);
         self.shared.held_until.send_if_modified(|until| {
             let longer = hold > *until;
             *until = hold.max(*until);

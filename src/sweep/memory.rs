@@ -57,6 +57,8 @@ struct Known {
     interval: Duration,
     /// The last sweep that found it.
     seen: u64,
+    /// Since when it is found with these reasons.
+    since: Instant,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -83,7 +85,7 @@ impl Memory {
             _ => {
                 let Some(interval) = reasons.calm() else { return Some(Due::New) };
                 let next = now + self.chance(host, interval);
-                let known = Known { what: What::Found(*reasons), next, interval, seen: sweep };
+                let known = Known { what: What::Found(*reasons), next, interval, seen: sweep, since: now };
                 self.hosts.entry(host).insert_entry(known).into_mut()
             }
         };
@@ -99,7 +101,9 @@ impl Memory {
             (None, _) => FIRST_INTERVAL,
         };
         let following = reasons.calm().unwrap_or_else(|| (interval * 2).min(LONGEST_INTERVAL));
-        let known = Known { what: What::Found(*reasons), next: now + interval, interval: following, seen: self.sweep };
+        let since = self.hosts.get(&host).filter(|known| known.what.is(reasons)).map_or(now, |known| known.since);
+        let what = What::Found(*reasons);
+        let known = Known { what, next: now + interval, interval: following, seen: self.sweep, since };
         self.hosts.insert(host, known);
     }
 
@@ -114,7 +118,7 @@ impl Memory {
             Some(known) if known.what.lane() == lane => known.next = known.next.max(next),
             Some(_) => {}
             None => {
-                let known = Known { what: What::Died(lane), next, interval: LONGEST_INTERVAL, seen };
+                let known = Known { what: What::Died(lane), next, interval: LONGEST_INTERVAL, seen, since: now };
                 self.hosts.insert(host, known);
             }
         }
@@ -124,6 +128,17 @@ impl Memory {
     pub fn end(&mut self) {
         let sweep = self.sweep;
         self.hosts.retain(|_, known| known.seen == sweep);
+    }
+
+    /// For how long the oldest block or unblock tag has been seen; `None`: there is none. A host is counted from when it was
+    /// first published for its present reasons, by this sweeper.
+    #[must_use]
+    pub fn oldest_trigger(&self, now: Instant) -> Option<Duration> {
+        let open = |known: &&Known| match &known.what {
+            What::Found(reasons) => reasons.block || reasons.unblock,
+            What::Died(lane) => *lane == Lane::Urgent,
+        };
+        self.hosts.values().filter(open).map(|known| now.saturating_duration_since(known.since)).max()
     }
 
     /// Another sweeper took over: what is known here is no longer true.

@@ -104,6 +104,8 @@ pub async fn run<B: Broker>(
             () = sweeps => {}
             () = feeds => {}
         }
+        // Whoever searches next shows it.
+        sweeper.metrics.oldest_trigger(None);
         desk.sweep_done(right).await;
     }
 }

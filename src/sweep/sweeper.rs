@@ -71,6 +71,7 @@ impl<B: Broker> Sweeper<B> {
     pub(super) async fn run(&mut self, every: Duration, cleared: &watch::Sender<bool>) {
         // Others may have swept in the meantime.
         self.memory.forget();
+        self.metrics.oldest_trigger(None);
         self.dead = 0;
         let mut ticks = interval(every);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -121,6 +122,7 @@ impl<B: Broker> Sweeper<B> {
             self.publish(&found[by_tags..], &found, now, instant, &mut swept).await?;
         }
         self.memory.end();
+        self.metrics.oldest_trigger(self.memory.oldest_trigger(instant));
         swept.found = found.len();
         Ok(swept)
     }

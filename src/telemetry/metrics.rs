@@ -1,22 +1,28 @@
 //! The name and unit of every metric, and the Prometheus text of `/metrics`. Label sets are bounded: routes, kinds,
-//! outcomes and families are constants of the code.
+//! outcomes and families are constants of the code. The README has a table of all of them ([`Metrics::names`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
 
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::encoding::text::encode;
+use jiff::Timestamp;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::Registry;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Metric, Registry};
 
-use crate::broker::Health;
+use super::load::Load;
+use crate::broker::{Health, Lane, Queue, Style};
 
 /// Upper bounds of the duration histograms in seconds: from an answer out of memory to the deadline of a relay call.
 const SECONDS: [f64; 13] = [0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 50.0];
+
+/// Upper bounds of the time to containment in seconds: the goal is 10 s, and what fails is tried for half an hour and more.
+const CONTAINMENT_SECONDS: [f64; 13] = [0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 20.0, 60.0, 300.0, 1800.0];
 
 /// Labels of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -73,6 +79,47 @@ struct QueueName {
     queue: &'static str,
 }
 
+/// Labels of a delivery: the first of its message, or another one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Attempt {
+    queue: &'static str,
+    attempt: &'static str,
+}
+
+/// Labels of a message that nobody could work.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Dead {
+    queue: &'static str,
+    cause: String,
+}
+
+/// Labels of an act of containment.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Containment {
+    source: &'static str,
+    action: &'static str,
+    outcome: &'static str,
+    reason: &'static str,
+}
+
+/// Labels of a time to containment.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Action {
+    action: &'static str,
+}
+
+/// Labels of a family of calls.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FamilyName {
+    family: &'static str,
+}
+
+/// Labels of a tag that is not as it was written.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Repair {
+    fault: &'static str,
+}
+
 /// Labels of an outcome alone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Outcome {
@@ -99,26 +146,74 @@ struct Cache {
 
 type Durations<L> = Family<L, Histogram, fn() -> Histogram>;
 
+/// The registries of a process, and the names in them.
+#[derive(Debug)]
+struct Registrar {
+    /// Ours.
+    bridge: Registry,
+    /// What every program calls the same.
+    process: Registry,
+    names: Vec<String>,
+}
+
+impl Registrar {
+    fn new() -> Self {
+        Self { bridge: Registry::with_prefix("bridge"), process: Registry::default(), names: Vec::new() }
+    }
+
+    fn register(&mut self, name: &'static str, help: &'static str, metric: impl Metric) {
+        self.names.push(format!("bridge_{name}{}", suffix(&metric)));
+        self.bridge.register(name, help, metric);
+    }
+
+    fn register_of_process(&mut self, name: &'static str, help: &'static str, metric: impl Metric) {
+        self.names.push(format!("{name}{}", suffix(&metric)));
+        self.process.register(name, help, metric);
+    }
+}
+
+/// What the text form adds to a metric's name.
+fn suffix(metric: &impl EncodeMetric) -> &'static str {
+    match metric.metric_type().as_str() {
+        "counter" => "_total",
+        "info" => "_info",
+        _ => "",
+    }
+}
+
 /// All metrics of a process. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Metrics {
-    registry: Arc<Registry>,
+    registry: Arc<Registrar>,
+    load: Load,
     requests: Durations<Request>,
     host_events: Family<HostEvent, Counter>,
     jobs: Durations<Job>,
-    waits: Histogram,
+    waits: Durations<QueueLane>,
+    attempts: Family<Attempt, Counter>,
+    died: Family<Dead, Counter>,
     calls: Family<Call, Counter>,
+    call_times: Durations<FamilyName>,
     answers: Family<Cache, Counter>,
     circuits: Family<Circuit, Counter>,
     searches: Family<Search, Counter>,
     own_events: Family<OwnEvent, Counter>,
-    in_hands: Gauge<i64, AtomicI64>,
+    in_hands: Family<QueueName, Gauge<i64, AtomicI64>>,
+    slots: Family<QueueName, Gauge<i64, AtomicI64>>,
+    oldest: Family<QueueLane, Gauge<f64, AtomicU64>>,
+    useful_workers: Gauge<i64, AtomicI64>,
+    permits_waiting: Gauge<i64, AtomicI64>,
     connected: Gauge<i64, AtomicI64>,
     ready: Family<QueueLane, Gauge<i64, AtomicI64>>,
     receivers: Family<QueueLane, Gauge<i64, AtomicI64>>,
     dead: Family<QueueName, Gauge<i64, AtomicI64>>,
     permits: Durations<Permit>,
     cognito_rate: Gauge<f64, AtomicU64>,
+    cognito_throttled: Counter<f64, AtomicU64>,
+    containments: Family<Containment, Counter>,
+    containment_times: Durations<Action>,
+    repairs: Family<Repair, Counter>,
+    oldest_trigger: Gauge<f64, AtomicU64>,
     reservations: Family<Outcome, Counter>,
     isolated: Gauge<i64, AtomicI64>,
     paused: Gauge<i64, AtomicI64>,
@@ -127,25 +222,38 @@ pub struct Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         let histogram: fn() -> Histogram = || Histogram::new(SECONDS);
-        let mut registry = Registry::with_prefix("bridge");
+        let mut registry = Registrar::new();
         let metrics = Self {
-            registry: Arc::default(),
+            registry: Arc::new(Registrar::new()),
+            load: Load::default(),
             requests: Family::new_with_constructor(histogram),
             host_events: Family::default(),
             jobs: Family::new_with_constructor(histogram),
-            waits: histogram(),
+            waits: Family::new_with_constructor(histogram),
+            attempts: Family::default(),
+            died: Family::default(),
             calls: Family::default(),
+            call_times: Family::new_with_constructor(histogram),
             answers: Family::default(),
             circuits: Family::default(),
             searches: Family::default(),
             own_events: Family::default(),
-            in_hands: Gauge::default(),
+            in_hands: Family::default(),
+            slots: Family::default(),
+            oldest: Family::default(),
+            useful_workers: Gauge::default(),
+            permits_waiting: Gauge::default(),
             connected: Gauge::default(),
             ready: Family::default(),
             receivers: Family::default(),
             dead: Family::default(),
             permits: Family::new_with_constructor(histogram),
             cognito_rate: Gauge::default(),
+            cognito_throttled: Counter::default(),
+            containments: Family::default(),
+            containment_times: Family::new_with_constructor(|| Histogram::new(CONTAINMENT_SECONDS)),
+            repairs: Family::default(),
+            oldest_trigger: Gauge::default(),
             reservations: Family::default(),
             isolated: Gauge::default(),
             paused: Gauge::default(),
@@ -167,13 +275,24 @@ impl Default for Metrics {
         );
         registry.register(
             "job_wait_seconds",
-            "Time jobs spent in the queue before a worker took them",
+            "Time from a message's publishing until a worker took it for the first time, by queue and lane",
             metrics.waits.clone(),
         );
         registry.register(
+            "job_attempts",
+            "Jobs taken, by queue and attempt (first, again: after a failure or a worker's death)",
+            metrics.attempts.clone(),
+        );
+        registry.register("jobs_died", "Messages that became dead letters, by queue and cause", metrics.died.clone());
+        registry.register(
             "outbound_calls",
-            "Calls that left for Microsoft, each try counted, by family and outcome (a status class or an error)",
+            "Calls that left for Microsoft or Cognito, each try counted, by family and outcome (a status class or an error)",
             metrics.calls.clone(),
+        );
+        registry.register(
+            "outbound_call_duration_seconds",
+            "Time of each try of a call, without its wait for a permit, by family",
+            metrics.call_times.clone(),
         );
         registry.register(
             "answers_from_cache",
@@ -195,7 +314,23 @@ impl Default for Metrics {
             "Host events that the bridge published by itself, by source (sweep, feed, poll) and lane",
             metrics.own_events.clone(),
         );
-        registry.register("jobs_in_hands", "Jobs being worked now", metrics.in_hands.clone());
+        registry.register("jobs_in_hands", "Jobs being worked now, by queue", metrics.in_hands.clone());
+        registry.register("job_slots", "Jobs that this process works at a time, by queue", metrics.slots.clone());
+        registry.register(
+            "queue_oldest_age_seconds",
+            "Bound of the age of the oldest new message that waits, as this worker knows it: the least of all workers holds",
+            metrics.oldest.clone(),
+        );
+        registry.register(
+            "useful_workers",
+            "Workers that would be busy now: jobs that wait or are in hands, less the share held up by quotas",
+            metrics.useful_workers.clone(),
+        );
+        registry.register(
+            "permits_waiting",
+            "Calls of this process that wait for a permit of Defender's quota or Cognito's rate",
+            metrics.permits_waiting.clone(),
+        );
         registry.register("broker_connected", "1 while the broker can be reached", metrics.connected.clone());
         registry.register("queue_ready", "Messages waiting for a worker", metrics.ready.clone());
         registry.register("queue_receivers", "Receivers in the whole deployment", metrics.receivers.clone());
@@ -211,6 +346,31 @@ impl Default for Metrics {
             metrics.cognito_rate.clone(),
         );
         registry.register(
+            "cognito_throttled_seconds",
+            "Time that Cognito asked this process to be left alone",
+            metrics.cognito_throttled.clone(),
+        );
+        registry.register(
+            "containments",
+            "What became of isolations and releases, by source (hosts, relay), action, outcome and reason",
+            metrics.containments.clone(),
+        );
+        registry.register(
+            "containment_seconds",
+            "Time from the receipt of an event until Defender took the request, by action; without what brake or caps held back",
+            metrics.containment_times.clone(),
+        );
+        registry.register(
+            "tag_repairs",
+            "Tags that were not as they had just been written, and were written again, by fault (lost, missing, remaining)",
+            metrics.repairs.clone(),
+        );
+        registry.register(
+            "oldest_trigger_seconds",
+            "How long the sweep of this process has seen the oldest block or unblock tag that is still there",
+            metrics.oldest_trigger.clone(),
+        );
+        registry.register(
             "isolation_reservations",
             "Isolations asked for, by outcome (granted, or why not)",
             metrics.reservations.clone(),
@@ -221,6 +381,12 @@ impl Default for Metrics {
             metrics.isolated.clone(),
         );
         registry.register("isolations_paused", "1 while the emergency brake is on", metrics.paused.clone());
+        registry.register("build", "The version that runs", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        registry.register_of_process(
+            "process_start_time_seconds",
+            "When the process began, in seconds since 1970",
+            ConstGauge::new(Timestamp::now().as_millisecond() as f64 / 1000.0),
+        );
         Self { registry: Arc::new(registry), ..metrics }
     }
 }
@@ -237,12 +403,38 @@ impl Metrics {
         self.host_events.get_or_create(&HostEvent { outcome, reason }).inc_by(count);
     }
 
-    /// A job is in this process's hands until the returned guard is dropped.
+    /// The names of all metrics as `/metrics` shows them, without the suffixes of a histogram's parts.
     #[must_use]
-    pub fn job_begins(&self, waited: Duration) -> JobInHands {
-        self.waits.observe(waited.as_secs_f64());
-        self.in_hands.inc();
-        JobInHands(self.in_hands.clone())
+    pub fn names(&self) -> &[String] {
+        &self.registry.names
+    }
+
+    /// This process takes jobs of `queue` from now on, so many at a time.
+    pub fn takes(&self, queue: &'static Queue, slots: u16) {
+        self.slots.get_or_create(&QueueName { queue: queue.name }).set(slots.into());
+        self.load.takes(queue.name, slots);
+    }
+
+    /// A job is in this process's hands until the returned guard is dropped. `published` is when its message was;
+    /// `attempt` begins at 1.
+    #[must_use]
+    pub fn job_begins(&self, queue: &'static Queue, lane: Lane, published: Timestamp, attempt: u32) -> InHands {
+        let labels = QueueLane { queue: queue.name, lane: lane.as_str() };
+        // A message that was taken before waited for other reasons than that nobody had time. Requests never do.
+        let newer = self.load.taken(queue.name, lane, published);
+        if attempt == 1 && (newer || queue.style == Style::Ask) {
+            let waited = Duration::try_from(Timestamp::now().duration_since(published)).unwrap_or_default();
+            self.waits.get_or_create(&labels).observe(waited.as_secs_f64());
+        }
+        let attempt = if attempt == 1 { "first" } else { "again" };
+        self.attempts.get_or_create(&Attempt { queue: queue.name, attempt }).inc();
+        let in_hands = self.in_hands.get_or_create(&QueueName { queue: queue.name }).clone();
+        InHands::new(in_hands)
+    }
+
+    /// A message became a dead letter. `cause` is one of the code's constants.
+    pub fn job_died(&self, queue: &'static str, cause: &str) {
+        self.died.get_or_create(&Dead { queue, cause: cause.to_owned() }).inc();
     }
 
     /// A job was settled.
@@ -251,8 +443,15 @@ impl Metrics {
     }
 
     /// A call left for a vendor and came back, or did not.
-    pub fn call(&self, family: &'static str, outcome: &'static str) {
+    pub fn call(&self, family: &'static str, outcome: &'static str, took: Duration) {
         self.calls.get_or_create(&Call { family, outcome }).inc();
+        self.call_times.get_or_create(&FamilyName { family }).observe(took.as_secs_f64());
+    }
+
+    /// A call waits for its permit until the returned guard is dropped.
+    #[must_use]
+    pub fn waits_for_permit(&self) -> InHands {
+        InHands::new(self.permits_waiting.clone())
     }
 
     /// A look into Cognito for hosts has ended.
@@ -286,6 +485,39 @@ impl Metrics {
         self.cognito_rate.set(per_second);
     }
 
+    /// Cognito asked to be left alone for so long.
+    pub fn cognito_throttled(&self, hold: Duration) {
+        self.cognito_throttled.inc_by(hold.as_secs_f64());
+    }
+
+    /// Something became of a wish to isolate or release; `super::audit` has the words.
+    pub(super) fn containment(
+        &self,
+        source: &'static str,
+        action: &'static str,
+        outcome: &'static str,
+        reason: &'static str,
+    ) {
+        self.containments.get_or_create(&Containment { source, action, outcome, reason }).inc();
+    }
+
+    /// Defender took a request so long after the event that asked for it was received.
+    pub fn contained(&self, action: &'static str, took: Duration) {
+        self.containment_times.get_or_create(&Action { action }).observe(took.as_secs_f64());
+    }
+
+    /// So many tags were not as they had been written: foreign ones lost, ours missing, ours remaining.
+    pub fn tag_repairs(&self, lost: usize, missing: usize, remaining: usize) {
+        for (fault, count) in [("lost", lost), ("missing", missing), ("remaining", remaining)] {
+            self.repairs.get_or_create(&Repair { fault }).inc_by(count as u64);
+        }
+    }
+
+    /// The oldest block or unblock tag that a sweep found was first seen so long ago; `None`: there is none.
+    pub fn oldest_trigger(&self, age: Option<Duration>) {
+        self.oldest_trigger.set(age.unwrap_or_default().as_secs_f64());
+    }
+
     /// An isolation was asked for.
     pub fn isolation_reservation(&self, outcome: &'static str) {
         self.reservations.get_or_create(&Outcome { outcome }).inc();
@@ -312,17 +544,39 @@ impl Metrics {
             let labels = QueueName { queue: depth.queue };
             self.dead.get_or_create(&labels).set(i64::try_from(depth.dead).unwrap_or(i64::MAX));
         }
+        self.show_load(health);
+        let Registrar { bridge, process, .. } = &*self.registry;
         let mut text = String::new();
-        encode(&mut text, &self.registry).expect("writing to a string does not fail");
+        encode_registry(&mut text, bridge)
+            .and_then(|()| encode_registry(&mut text, process))
+            .and_then(|()| encode_eof(&mut text))
+            .expect("writing to a string does not fail");
         text
+    }
+
+    fn show_load(&self, health: &Health) {
+        for (queue, lane, age) in self.load.ages(&health.queues, Timestamp::now()) {
+            self.oldest.get_or_create(&QueueLane { queue, lane: lane.as_str() }).set(age.as_secs_f64());
+        }
+        let in_hands = |queue| self.in_hands.get_or_create(&QueueName { queue }).get().max(0) as u64;
+        let waiting = self.permits_waiting.get().max(0) as u64;
+        self.useful_workers
+            .set(self.load.useful_workers(&health.queues, in_hands, waiting).try_into().unwrap_or(i64::MAX));
     }
 }
 
-/// Counts a job as being in hands while it lives.
+/// Counts a job, or a call that waits, while it lives.
 #[derive(Debug)]
-pub struct JobInHands(Gauge<i64, AtomicI64>);
+pub struct InHands(Gauge<i64, AtomicI64>);
 
-impl Drop for JobInHands {
+impl InHands {
+    fn new(gauge: Gauge<i64, AtomicI64>) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for InHands {
     fn drop(&mut self) {
         self.0.dec();
     }
@@ -331,19 +585,24 @@ impl Drop for JobInHands {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::{Lane, QueueDepth};
+    use crate::broker::QueueDepth;
+
+    static RELAY: Queue = Queue { name: "relay", style: Style::Ask, single_active: false };
 
     #[test]
     fn the_text_holds_what_was_counted() {
         let metrics = Metrics::default();
         metrics.request("/health", "ok", Duration::from_millis(3));
         metrics.host_events("ignored", "unknown_kind", 2);
-        metrics.call("hunting", "2xx");
+        metrics.call("hunting", "2xx", Duration::from_millis(20));
         metrics.cognito_permit("containment", Duration::from_millis(3));
         metrics.isolation_reservation("rate_limited");
         metrics.isolated(4);
         metrics.isolations_paused(true);
-        let in_hands = metrics.job_begins(Duration::from_secs(1));
+        metrics.takes(&RELAY, 64);
+        let in_hands = metrics.job_begins(&RELAY, Lane::Normal, Timestamp::now(), 1);
+        metrics.containment("hosts", "isolate", "denied", "protected");
+        metrics.tag_repairs(2, 0, 1);
         let depth = QueueDepth { queue: "relay", lane: Lane::Normal, ready: 7, receivers: 2, dead: 0 };
         let health = Health { connected: true, blocked: None, queues: vec![depth] };
         let text = metrics.render(&health);
@@ -351,7 +610,14 @@ mod tests {
             "bridge_request_duration_seconds_count{route=\"/health\",outcome=\"ok\"} 1",
             "bridge_webhook_events_total{outcome=\"ignored\",reason=\"unknown_kind\"} 2",
             "bridge_outbound_calls_total{family=\"hunting\",outcome=\"2xx\"} 1",
-            "bridge_jobs_in_hands 1",
+            "bridge_jobs_in_hands{queue=\"relay\"} 1",
+            "bridge_job_attempts_total{queue=\"relay\",attempt=\"first\"} 1",
+            "bridge_job_wait_seconds_count{queue=\"relay\",lane=\"normal\"} 1",
+            "bridge_containments_total{source=\"hosts\",action=\"isolate\",outcome=\"denied\",reason=\"protected\"} 1",
+            "bridge_tag_repairs_total{fault=\"lost\"} 2",
+            "bridge_useful_workers 1",
+            concat!("bridge_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
+            "# TYPE process_start_time_seconds gauge",
             "bridge_cognito_permit_wait_seconds_count{class=\"containment\"} 1",
             "bridge_isolation_reservations_total{outcome=\"rate_limited\"} 1",
             "bridge_isolated_machines 4",
@@ -362,6 +628,6 @@ mod tests {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }
         drop(in_hands);
-        assert!(metrics.render(&Health::default()).contains("bridge_jobs_in_hands 0"));
+        assert!(metrics.render(&Health::default()).contains("bridge_jobs_in_hands{queue=\"relay\"} 0"));
     }
 }

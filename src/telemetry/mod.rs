@@ -5,6 +5,8 @@
 //! standard variables name an endpoint (`OTEL_EXPORTER_OTLP_ENDPOINT`); without one nothing is recorded, but trace ids
 //! still travel, so that a caller's trace is never cut. Metrics are read at `/metrics` (`metrics`).
 
+pub mod audit;
+mod load;
 pub mod metrics;
 pub mod propagation;
 
@@ -54,9 +56,9 @@ pub fn start(format: LogFormat, verbose: bool, quiet: bool, exporting: bool) -> 
     // lapin calls every channel that the broker closes an error; some are closed in the course of work, and the broker
     // module itself logs what matters.
     let default = match (verbose, quiet) {
-        (true, _) => "warn,lapin=off,defender_bridge=debug",
+        (true, _) => "warn,lapin=off,audit=info,defender_bridge=debug",
         (false, true) => "error,lapin=off",
-        (false, false) => "warn,lapin=off,defender_bridge=info",
+        (false, false) => "warn,lapin=off,audit=info,defender_bridge=info",
     };
     let filter = EnvFilter::builder()
         .with_default_directive(LevelFilter::WARN.into())

@@ -2,15 +2,17 @@
 //! sides of the queue. Attribute names follow the OpenTelemetry conventions for HTTP and messaging; the messaging ones
 //! are still in development there, which is why they stand in this file only (`rabbitmq.md` 8).
 
+use std::time::Duration;
+
 use http::HeaderMap;
-use opentelemetry::Context;
 use opentelemetry::propagation::{Extractor, Injector};
 use opentelemetry::trace::{SpanContext, TraceContextExt as _, TraceState};
+use opentelemetry::{Context, KeyValue};
 use tracing::Span;
 use tracing::field::Empty;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-use crate::broker::{Delivery, Headers, Message, Queue};
+use crate::broker::{Delivery, Headers, Message, Queue, Settlement};
 
 /// Header of a redriven message: the `traceparent` that it had before.
 const REDRIVEN_FROM: &str = "redriven-from";
@@ -181,6 +183,51 @@ pub fn process_span(system: &'static str, queue: &Queue, delivery: &Delivery, no
     adopt(&span, sender);
     record_trace_id(&span);
     span
+}
+
+/// The span of a settlement, a child of the delivery's own.
+#[must_use]
+pub fn settle_span(system: &'static str, queue: &Queue, delivery: &Delivery, settlement: &Settlement) -> Span {
+    let operation = match settlement {
+        Settlement::Done { .. } => "ack",
+        Settlement::Retry { .. } => "retry",
+        Settlement::Later { .. } => "delay",
+        Settlement::GiveBack => "requeue",
+        Settlement::DeadLetter(_) => "dead_letter",
+    };
+    tracing::info_span!(
+        "settle",
+        otel.name = format!("{operation} {}", queue.name),
+        otel.kind = "client",
+        otel.status_code = Empty,
+        messaging.system = system,
+        messaging.operation.name = operation,
+        messaging.operation.r#type = "settle",
+        messaging.destination.name = delivery.destination,
+        messaging.message.id = %delivery.message.id,
+        error.type = Empty,
+    )
+}
+
+/// The current span waited so long for a permit: an event of it.
+pub fn permit(family: &'static str, waited: Duration) {
+    let attributes = vec![KeyValue::new("permit.family", family), KeyValue::new("permit.waited_ms", millis(waited))];
+    Span::current().add_event("permit", attributes);
+}
+
+/// The current span looked into a cache: an event of it, with how many were found there.
+pub fn cache(cache: &'static str, hits: usize, misses: usize) {
+    let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+    let attributes = vec![
+        KeyValue::new("cache.name", cache),
+        KeyValue::new("cache.hits", count(hits)),
+        KeyValue::new("cache.misses", count(misses)),
+    ];
+    Span::current().add_event("cache", attributes);
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// Begins a new trace in the headers of a message that is redriven; the spans that process it link to its old one.

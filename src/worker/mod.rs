@@ -108,6 +108,7 @@ where
 {
     let mut normal = broker.receive(queue, Lane::Normal, concurrency).await?;
     let mut urgent = broker.receive(queue, Lane::Urgent, URGENT_SLOTS).await?;
+    metrics.takes(queue, concurrency);
     tracing::info!(queue = queue.name, concurrency, "the worker takes jobs");
     let jobs = TaskTracker::new();
     let ended = loop {
@@ -149,8 +150,7 @@ async fn work(
 ) {
     let now = Timestamp::now();
     let span = propagation::process_span(system, queue, &delivery, now);
-    let waited = Duration::try_from(now.duration_since(delivery.published)).unwrap_or_default();
-    let in_hands = metrics.job_begins(waited);
+    let in_hands = metrics.job_begins(queue, delivery.message.lane, delivery.published, delivery.attempt);
     let started = Instant::now();
     async {
         let worked = tokio::select! {
@@ -165,8 +165,21 @@ async fn work(
         if worked.failed {
             propagation::fail(&span, worked.outcome);
         }
-        if let Err(error) = delivery.settle(worked.settlement).await {
-            tracing::warn!(error = %error, "a settlement did not arrive; the job may be worked again");
+        let died = match &worked.settlement {
+            Settlement::DeadLetter(cause) => Some(cause.code.clone()),
+            _ => None,
+        };
+        let settling = propagation::settle_span(system, queue, &delivery, &worked.settlement);
+        match delivery.settle(worked.settlement).instrument(settling.clone()).await {
+            Ok(()) => {
+                if let Some(cause) = died {
+                    metrics.job_died(queue.name, &cause);
+                }
+            }
+            Err(error) => {
+                propagation::fail(&settling, error.name());
+                tracing::warn!(error = %error, "a settlement did not arrive; the job may be worked again");
+            }
         }
         metrics.job(worked.kind, worked.outcome, started.elapsed());
         drop(in_hands);

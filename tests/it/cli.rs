@@ -7,6 +7,7 @@ use std::process::{Command, Output, Stdio};
 use clap::CommandFactory as _;
 use defender_bridge::cli::Cli;
 use defender_bridge::config::ENVIRONMENT_ONLY;
+use defender_bridge::telemetry::metrics::Metrics;
 
 /// The binary, with nothing of this process's own settings.
 fn bridge(arguments: &[&str]) -> Command {
@@ -66,6 +67,18 @@ fn the_settings_table_of_the_readme_is_that_of_the_command_line() {
         }
     }
     assert!(told.is_empty(), "the README has settings that do not exist: {told:?}");
+}
+
+#[test]
+fn the_metrics_table_of_the_readme_is_that_of_the_code() {
+    let readme = document("README.md");
+    let table = readme.split("## Metrics").nth(1).expect("a section").split("\n## ").next().expect("its end");
+    let cell = |row: &str| row.trim_matches('|').split('|').next().expect("a cell").trim().trim_matches('`').to_owned();
+    let mut told: Vec<String> = table.lines().filter(|line| line.starts_with("| `")).map(cell).collect();
+    let mut known = Metrics::default().names().to_vec();
+    told.sort();
+    known.sort();
+    assert_eq!(told, known);
 }
 
 #[test]

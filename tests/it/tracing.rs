@@ -117,12 +117,20 @@ async fn follows_one_request(bridge: Bridge) {
     assert_eq!(process.get("messaging.system"), send.get("messaging.system"));
     assert!(!process.get("messaging.destination.name").is_empty());
 
+    // What the job waited for and what it had to ask for are events of its span.
+    for event in ["permit", "cache"] {
+        assert!(process.words.iter().any(|word| word == event), "{process:?}");
+    }
+    let (settled, sent): (Vec<&Span>, Vec<&Span>) = of_kind(&spans, SpanKind::Client)
+        .into_iter()
+        .partition(|span| span.get("messaging.operation.type") == "settle");
+    assert_eq!(settled.len(), 1, "{settled:#?}");
+    assert_eq!((settled[0].name.as_str(), settled[0].parent.as_str()), ("ack relay", process.id.as_str()));
+
     // Each call that arrived has a span of its own, which it named.
     let calls = control.requests();
-    let clients: BTreeMap<String, &Span> = of_kind(&spans, SpanKind::Client)
-        .into_iter()
-        .map(|span| (format!("00-{TRACE}-{}-01", span.id), span))
-        .collect();
+    let clients: BTreeMap<String, &Span> =
+        sent.into_iter().map(|span| (format!("00-{TRACE}-{}-01", span.id), span)).collect();
     assert_eq!(calls.len(), clients.len());
     for call in &calls {
         let span = clients.get(call.headers["traceparent"].as_str()).unwrap_or_else(|| panic!("{call:?}"));

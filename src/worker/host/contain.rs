@@ -26,7 +26,8 @@ use crate::containment::{delays, guard};
 use crate::defender::model::MachineAction;
 use crate::defender::{DefenderError, IsolationType, Limits};
 use crate::desk::{Isolation, POST_LIMIT, Reservation};
-use crate::job::Progress;
+use crate::job::{Hint, Progress};
+use crate::telemetry::audit::{Entry, Outcome as Audited, Source};
 
 /// How often the actions are read again at once when Defender says that one is open that was not listed.
 const LOOKS: u32 = 3;
@@ -95,7 +96,37 @@ impl Tale {
             Self::EndUnreadable { text } => Told::EndUnreadable { text },
         }
     }
+
+    /// What the audit line says; `None`: nothing was done or refused.
+    fn audited(&self) -> Option<Verdict<'_>> {
+        let plain = |want, outcome| Some((want, outcome, None, None));
+        match self {
+            Self::Accepted { want, .. } => plain(*want, Audited::Accepted),
+            Self::Adopted { want, .. } => plain(*want, Audited::Adopted),
+            Self::Settled { want, .. } => plain(*want, Audited::Already),
+            Self::TakenBack { .. } => plain(Want::Release, Audited::Done),
+            Self::Ended { outcome, .. } => match outcome {
+                Outcome::Isolated => plain(Want::Isolate, Audited::Done),
+                Outcome::Released => plain(Want::Release, Audited::Done),
+                Outcome::NotIsolated => Some((Want::Isolate, Audited::Failed, Some(Reason::ActionFailed), None)),
+                Outcome::StillIsolated => Some((Want::Release, Audited::Failed, Some(Reason::ActionFailed), None)),
+            },
+            Self::ReleasedElsewhere { .. } => plain(Want::Release, Audited::Elsewhere),
+            Self::NotDone { want, reason, detail } => {
+                let outcome = match reason.fate() {
+                    Fate::Failed => Audited::Failed,
+                    Fate::Denied => Audited::Denied,
+                    Fate::DryRun => Audited::DryRun,
+                };
+                Some((*want, outcome, Some(*reason), Some(detail)))
+            }
+            Self::EndUnreadable { .. } => None,
+        }
+    }
 }
+
+/// What an audit line tells of a tale: what was wanted, what became of it, and why not.
+type Verdict<'t> = (Want, Audited, Option<Reason>, Option<&'t str>);
 
 /// How a look at Defender ended.
 enum Turn {
@@ -652,24 +683,60 @@ impl Look<'_> {
         }
     }
 
-    /// One line for each change that somebody may have to answer for (`cognito.md` 6.7).
+    /// One line for each change that somebody may have to answer for (`cognito.md` 6.7), and its figures.
     fn audit(&self, case: &Case<'_>, machine: Option<&str>, change: &Change, tale: &Tale) {
-        let detail = match tale {
-            Tale::NotDone { detail, .. } if !detail.is_empty() => Some(detail.as_str()),
-            _ => None,
+        // An isolation that is held back is looked at again and again, and is told of once.
+        let Some((want, outcome, reason, detail)) = tale.audited().filter(|_| notes::is_news(&case.state, change))
+        else {
+            return;
         };
         let after = case.state.after(change, self.now);
-        let (fate, reason) = after.request.unzip();
-        let action_id = after.action_id.as_deref().or(case.state.action_id.as_deref());
-        let isolation = after.isolation.map(state::Isolation::as_str);
-        let (request, reason) = (fate.map(Fate::as_str), reason.flatten().map(Reason::as_str));
-        tracing::info!(
-            target: "audit",
-            { host.id = case.host.id, host.name = case.host.name.as_deref(), brain = self.hosts.settings.brain,
-              machine.id = machine, action.id = action_id, event.id = self.event.event_id,
-              actor = self.event.actor.as_deref(), decision.row = case.decision.row, isolation, request, reason, detail },
-            "containment"
-        );
+        let cause = self.cause(want, case);
+        let by = match &self.event.hint {
+            Some(Hint::Release { by, .. }) => Some(by.as_str()),
+            _ => self.event.actor.as_deref(),
+        };
+        let action = verb(want);
+        let entry = Entry {
+            reason: reason.map(Reason::as_str),
+            detail: detail.filter(|detail| !detail.is_empty()),
+            actor: by,
+            cause: Some(&cause),
+            tenant_id: Some(&self.hosts.settings.credentials.tenant_id),
+            host_id: Some(case.host.id),
+            host_name: case.host.name.as_deref(),
+            brain: Some(&self.hosts.settings.brain),
+            machine_id: machine,
+            action_id: after.action_id.as_deref().or(case.state.action_id.as_deref()),
+            ..Entry::new(Source::Hosts, action, outcome, &self.event.event_id)
+        };
+        entry.write(&self.hosts.metrics);
+        // What the brake or a cap held back measures the operator, not the bridge.
+        let was_held = case.state.request.and_then(|(_, reason)| reason).is_some_and(Reason::holds);
+        if outcome == Audited::Accepted && !was_held {
+            let took = Timestamp::now().duration_since(self.event.received_at);
+            self.hosts.metrics.contained(action, Duration::try_from(took).unwrap_or_default());
+        }
+    }
+
+    /// Why it is done, for the audit line.
+    fn cause(&self, want: Want, case: &Case<'_>) -> String {
+        let policy = &self.hosts.settings.policy;
+        let tag = if want == Want::Isolate { &policy.block } else { &policy.unblock };
+        match tag {
+            _ if self.is_operators_release() => "operator".to_owned(),
+            _ if case.decision.act == Act::Expire => "expiry".to_owned(),
+            Some(tag) => format!("tag {tag}"),
+            None => "operator".to_owned(),
+        }
+    }
+}
+
+/// The word of logs and metrics.
+const fn verb(want: Want) -> &'static str {
+    match want {
+        Want::Isolate => "isolate",
+        Want::Release => "release",
     }
 }
 

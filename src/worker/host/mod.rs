@@ -71,6 +71,7 @@ struct Inner {
     desk: Desk,
     groups: Groups,
     publish: Box<dyn Publish>,
+    metrics: Metrics,
     /// Cognito refused a tag write: an isolation could not be recorded, so none is begun (`cognito.md` 5.8).
     tags_refused: AtomicBool,
 }
@@ -107,10 +108,11 @@ impl Hosts {
         Self(Arc::new(Inner {
             settings,
             cognito: cognito.with_metrics(metrics.clone()),
-            defender: defender.with_metrics(metrics),
+            defender: defender.with_metrics(metrics.clone()),
             desk,
             groups,
             publish: Box::new(broker),
+            metrics,
             tags_refused: AtomicBool::new(false),
         }))
     }

@@ -76,6 +76,7 @@ impl Look<'_> {
             if found.is_good() {
                 return Ok(Written::Done);
             }
+            self.hosts.metrics.tag_repairs(found.lost.len(), found.missing.len(), found.remaining.len());
             tracing::warn!(
                 host.id = self.event.host_id,
                 lost = found.lost.len(),

@@ -25,6 +25,7 @@ use crate::broker::BODY_LIMIT_BYTES;
 use crate::credentials::Credentials;
 use crate::job::Observe;
 use crate::relay::{ErrorType, Observable, ObserveReply, RelayError};
+use crate::telemetry::propagation;
 
 /// Observables worked together: what one hunting query may name (`defender.md` 6.2, `DESIGN.md` 5).
 const BATCH: usize = 200;
@@ -54,6 +55,7 @@ pub(super) async fn handle(job: Observe, credentials: &Credentials, until: Insta
     }
     let missing = ours.len() + awaited.len();
     context.metrics.answers(observables.len() - missing, missing);
+    propagation::cache("answers", observables.len() - missing, missing);
 
     let mut failures = Failures::default();
     if missing > 0 {

@@ -60,10 +60,10 @@ async fn the_metrics_tell_of_requests_jobs_and_what_memory_answered() {
         "bridge_request_duration_seconds_count{route=\"unmatched\",outcome=\"NotFound\"} 1",
         "bridge_job_duration_seconds_count{job=\"observe\",outcome=\"ok\"} 2",
         "bridge_job_duration_seconds_count{job=\"health\",outcome=\"ok\"} 1",
-        "bridge_job_wait_seconds_count 3",
+        "bridge_job_wait_seconds_count{queue=\"relay\",lane=\"normal\"} 3",
         "bridge_answers_from_cache_total{outcome=\"hit\"} 1",
         "bridge_answers_from_cache_total{outcome=\"miss\"} 1",
-        "bridge_jobs_in_hands 0",
+        "bridge_jobs_in_hands{queue=\"relay\"} 0",
         "bridge_broker_connected 1",
         "bridge_queue_ready{queue=\"relay\",lane=\"normal\"} 0",
     ] {
