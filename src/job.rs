@@ -2,6 +2,7 @@
 //!
 //! Every body is JSON with its version first: `{"v":1,"job":"observe",...}`. A worker takes versions up to its own; a
 //! newer one is put off for a newer worker (`DESIGN.md` 10, ruling 4), so that a deployment can be upgraded in any order.
+//! Each kind is written with the version that brought it, so that a new kind does not keep old workers from the old ones.
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -10,9 +11,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::broker::{Lane, Message, Queue, Style, Topology};
 use crate::credentials::Sealed;
+use crate::relay::HttpError;
+use crate::relay::payload::ActionForm;
 
-/// The version this build writes, and the newest it reads.
-pub const VERSION: u32 = 1;
+/// The newest version of relay jobs that this build reads.
+pub const VERSION: u32 = 2;
+
+/// The version of everything else.
+const FIRST: u32 = 1;
 
 /// The queue of relay calls.
 pub const RELAY: Queue = Queue { name: "relay", style: Style::Ask, single_active: false };
@@ -61,6 +67,106 @@ pub enum Job {
     Observe(Observe),
     /// `/health`.
     Health(Health),
+    /// `/respond/observables`; from version 2.
+    Respond(Respond),
+    /// `/respond/trigger`; from version 2.
+    Trigger(Trigger),
+    /// `/actions/{id}`; from version 2.
+    Action(Action),
+}
+
+/// Which response actions there are for each observable (`relay.md` 7.1 and 7.2).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Respond {
+    /// Whose tenant.
+    pub credentials: Sealed,
+    /// (type, value) as received, valid and without repeats; at most 1,000.
+    pub observables: Vec<(String, String)>,
+}
+
+/// An analyst's order (`relay.md` 7.3), as it was received. To be sent as [`crate::broker::Repeat::AtMostOnce`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trigger {
+    /// Whose tenant.
+    pub credentials: Sealed,
+    /// See [`ActionForm`].
+    pub action_id: String,
+    /// See [`ActionForm`].
+    pub observable_type: String,
+    /// See [`ActionForm`].
+    pub observable_value: String,
+    /// See [`ActionForm`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub indicator_id: Option<String>,
+}
+
+impl Trigger {
+    /// The order that `form` gives.
+    #[must_use]
+    pub fn new(credentials: Sealed, form: ActionForm) -> Self {
+        let ActionForm { action_id, observable_type, observable_value, indicator_id } = form;
+        Self { credentials, action_id, observable_type, observable_value, indicator_id }
+    }
+
+    /// The form again.
+    #[must_use]
+    pub fn into_form(self) -> ActionForm {
+        let Self { action_id, observable_type, observable_value, indicator_id, .. } = self;
+        ActionForm { action_id, observable_type, observable_value, indicator_id }
+    }
+
+    /// The key under which the orders for one machine never run side by side.
+    #[must_use]
+    pub fn key(machine_id: &str) -> String {
+        format!("machine-{machine_id}")
+    }
+}
+
+/// How a machine action stands (`DESIGN.md` 10, ruling 14).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Action {
+    /// Whose tenant.
+    pub credentials: Sealed,
+    /// Defender's id of the action, as received.
+    pub action_id: String,
+}
+
+/// What a worker answers where the body alone does not say all: to [`Trigger`] and [`Action`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Reply {
+    /// The HTTP status for the caller.
+    pub status: u16,
+    /// Defender's id of the machine action that it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub action_id: Option<String>,
+    /// The body for the caller.
+    pub body: serde_json::Value,
+}
+
+impl Reply {
+    /// HTTP 200 with this body.
+    #[must_use]
+    pub const fn ok(body: serde_json::Value) -> Self {
+        Self { status: 200, action_id: None, body }
+    }
+
+    /// An answer below the relay protocol.
+    #[must_use]
+    pub fn http(error: HttpError) -> Self {
+        Self { status: error.code, action_id: None, body: serde_json::json!(error) }
+    }
+
+    /// As it travels.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        serde_json::to_vec(self).expect("a reply serialises").into()
+    }
+
+    /// Reads a reply; `None` for what is none: it came from a worker that could not work the job (E14).
+    #[must_use]
+    pub fn decode(body: &[u8]) -> Option<Self> {
+        serde_json::from_slice(body).ok()
+    }
 }
 
 /// What Defender has seen of each observable (`relay.md` 5 and 6).
@@ -254,7 +360,7 @@ impl Host {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// Written by a newer build; work for a newer worker.
-    #[error("the job has version {0}, this build reads up to {VERSION}")]
+    #[error("the job has version {0}, which this build does not read")]
     Newer(u32),
     /// Nobody can work this.
     #[error("the body is not a job: {0}")]
@@ -280,13 +386,36 @@ impl Job {
         match self {
             Self::Observe(_) => "observe",
             Self::Health(_) => "health",
+            Self::Respond(_) => "respond",
+            Self::Trigger(_) => "trigger",
+            Self::Action(_) => "action",
+        }
+    }
+
+    /// The version that brought its kind.
+    const fn version(&self) -> u32 {
+        match self {
+            Self::Observe(_) | Self::Health(_) => FIRST,
+            Self::Respond(_) | Self::Trigger(_) | Self::Action(_) => 2,
+        }
+    }
+
+    /// Whose tenant.
+    #[must_use]
+    pub const fn credentials(&self) -> &Sealed {
+        match self {
+            Self::Observe(Observe { credentials, .. })
+            | Self::Health(Health { credentials })
+            | Self::Respond(Respond { credentials, .. })
+            | Self::Trigger(Trigger { credentials, .. })
+            | Self::Action(Action { credentials, .. }) => credentials,
         }
     }
 
     /// The body of a message.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        encode(self)
+        write(self.version(), self)
     }
 
     /// Reads the body of a message.
@@ -294,13 +423,17 @@ impl Job {
     /// # Errors
     /// See [`DecodeError`]; the text names the place, never the content.
     pub fn decode(body: &[u8]) -> Result<Self, DecodeError> {
-        decode(body)
+        read(VERSION, body)
     }
 }
 
 /// `job` as JSON, its version beside its members.
 pub(crate) fn encode<T: Serialize>(job: &T) -> Bytes {
-    serde_json::to_vec(&Written { v: VERSION, job }).expect("a job serialises").into()
+    write(FIRST, job)
+}
+
+fn write<T: Serialize>(v: u32, job: &T) -> Bytes {
+    serde_json::to_vec(&Written { v, job }).expect("a job serialises").into()
 }
 
 /// Reads what [`encode`] wrote.
@@ -308,6 +441,11 @@ pub(crate) fn encode<T: Serialize>(job: &T) -> Bytes {
 /// # Errors
 /// See [`DecodeError`]; the text names the place, never the content.
 pub(crate) fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, DecodeError> {
+    read(FIRST, body)
+}
+
+/// Reads a body of version `newest` or older.
+fn read<T: DeserializeOwned>(newest: u32, body: &[u8]) -> Result<T, DecodeError> {
     let undecodable = |error: serde_json::Error| {
         DecodeError::Undecodable(format!(
             "{:?} error at line {} column {}",
@@ -317,7 +455,7 @@ pub(crate) fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, DecodeError>
         ))
     };
     let version: Version = serde_json::from_slice(body).map_err(undecodable)?;
-    if version.v > VERSION {
+    if version.v > newest {
         return Err(DecodeError::Newer(version.v));
     }
     serde_json::from_slice(body).map_err(undecodable)
@@ -377,9 +515,38 @@ mod tests {
         assert_eq!(body["job"], "observe");
     }
 
+    /// A worker of the first version takes the kinds that it knows, and leaves these to a newer one.
+    #[test]
+    fn a_kind_is_written_with_the_version_that_brought_it() {
+        let credentials: Sealed = serde_json::from_str("\"k.AAAA\"").unwrap();
+        let form = ActionForm {
+            action_id: "a".into(),
+            observable_type: "ip".into(),
+            observable_value: "192.0.2.1".into(),
+            indicator_id: Some("7".into()),
+        };
+        for job in [
+            Job::Respond(Respond { credentials: credentials.clone(), observables: vec![] }),
+            Job::Trigger(Trigger::new(credentials.clone(), form)),
+            Job::Action(Action { credentials, action_id: "a".into() }),
+        ] {
+            let body: serde_json::Value = serde_json::from_slice(&job.encode()).unwrap();
+            assert_eq!((body["v"].as_u64(), body["job"].as_str()), (Some(2), Some(job.kind())));
+            assert_eq!(Job::decode(&job.encode()).unwrap(), job);
+        }
+    }
+
+    #[test]
+    fn what_is_no_reply_is_told_from_one() {
+        let reply = Reply { action_id: Some("x".into()), ..Reply::ok(crate::relay::trigger_success()) };
+        assert_eq!(Reply::decode(&reply.encode()), Some(reply));
+        assert_eq!(Reply::decode(br#"{"errors":[]}"#), None);
+    }
+
     #[test]
     fn a_newer_version_is_told_from_nonsense() {
-        assert_eq!(Job::decode(br#"{"v":2,"job":"unheard of"}"#), Err(DecodeError::Newer(2)));
+        assert_eq!(Job::decode(br#"{"v":3,"job":"unheard of"}"#), Err(DecodeError::Newer(3)));
+        assert_eq!(Host::decode(br#"{"v":2,"unheard":"of"}"#), Err(DecodeError::Newer(2)));
         for body in [&b""[..], b"{", b"[]", br#"{"v":1}"#, br#"{"v":1,"job":"unheard of"}"#, br#"{"v":-1}"#, b"\xff"] {
             assert!(matches!(Job::decode(body), Err(DecodeError::Undecodable(_))), "{body:?}");
         }

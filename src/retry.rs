@@ -37,6 +37,8 @@ pub enum Call {
     /// A machine action, or tags and notes: a second one is harmful, so it is only repeated when the first was certainly
     /// not taken, as a 429 says.
     Write,
+    /// The same for a caller who is told of every failure: repeated only when it was never sent (`relay.md` 7.3).
+    Once,
 }
 
 /// What a failure says about the next try.
@@ -144,10 +146,11 @@ pub fn next_step(
     let allowed = match (failure, call) {
         (Failure::Permanent, _) => false,
         (Failure::OutOfTime, _) => return Step::NoTime,
+        (Failure::Throttled, Call::Once) => false,
         (Failure::Throttled | Failure::NotTaken, _) => true,
         (Failure::Unavailable, Call::Read | Call::Token) => true,
         (Failure::Unavailable, Call::Hunting) => progress.unavailable <= HUNTING_REPEATS,
-        (Failure::Unavailable, Call::Write) => false,
+        (Failure::Unavailable, Call::Write | Call::Once) => false,
     };
     if !allowed || progress.tries >= policy.tries {
         return Step::GiveUp;
@@ -297,7 +300,7 @@ mod tests {
     #[test]
     fn the_statuses_that_are_retried_are_those_of_the_contract() {
         let mut screen = String::new();
-        for call in [Call::Read, Call::Token, Call::Hunting, Call::Write] {
+        for call in [Call::Read, Call::Token, Call::Hunting, Call::Write, Call::Once] {
             let mut ranges: Vec<(u16, u16)> = Vec::new();
             for status in 100..=599 {
                 let repeated = after_first_try(call, Failure::of_status(status)) == Step::Again(Duration::from_secs(1));
@@ -315,7 +318,8 @@ mod tests {
             "Read: 429-429 500-599\n\
              Token: 429-429 500-599\n\
              Hunting: 429-429 500-599\n\
-             Write: 429-429\n"
+             Write: 429-429\n\
+             Once: \n"
         );
     }
 
@@ -334,6 +338,15 @@ mod tests {
     )]
     #[case::but_not_for_ever(Call::Write, Failure::NotTaken, 6, 0, Step::GiveUp)]
     #[case::a_write_may_have_happened(Call::Write, Failure::Unavailable, 1, 1, Step::GiveUp)]
+    #[case::what_is_sent_once_is_repeated_when_it_was_never_sent(
+        Call::Once,
+        Failure::NotTaken,
+        1,
+        0,
+        Step::Again(Duration::from_secs(1))
+    )]
+    #[case::but_not_when_it_was_refused(Call::Once, Failure::Throttled, 1, 0, Step::GiveUp)]
+    #[case::nor_when_nobody_knows(Call::Once, Failure::Unavailable, 1, 1, Step::GiveUp)]
     #[case::a_deadline_is_no_failure_of_theirs(Call::Read, Failure::OutOfTime, 1, 0, Step::NoTime)]
     fn tries_are_counted(
         #[case] call: Call,

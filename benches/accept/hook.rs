@@ -181,7 +181,8 @@ pub async fn serve(path: &Path, listen: SocketAddr, admin_listen: SocketAddr) ->
         key_sets: None,
     };
     let keys = Keys { token_keys: Vec::new(), seal_keys: Arc::new(SealKeys::derive(&[])) };
-    let ingress = roles::Ingress { settings, keys, webhook: Some(webhook) };
+    let portal_url = "https://portal.example".to_owned();
+    let ingress = roles::Ingress { settings, keys, portal_url, webhook: Some(webhook) };
     let roles = Roles { ingress: Some(ingress), worker: None, admin_listen: Some(admin_listen) };
     roles::start(broker, roles, Shutdown::new(Duration::from_secs(5))).await?.wait().await
 }

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use super::roles::{self, Roles, Running};
 use crate::cognito;
 use crate::config::{
-    Applications, CognitoSettings, DefenderSettings, Findings, HostSettings, IngressSettings, Keys, LogArgs, Routes,
-    TokenDigest, WebhookSettings, WorkerSettings,
+    Applications, CognitoSettings, DefenderSettings, Findings, HostSettings, IngressSettings, Keys, LogArgs,
+    RespondSettings, Routes, TokenDigest, WebhookSettings, WorkerSettings,
 };
 use crate::containment::Policy;
 use crate::credentials::SealKeys;
@@ -157,6 +157,7 @@ async fn serve(
                 key_sets: None,
             },
             keys: Keys { token_keys: vec![secret_key.clone()], seal_keys: Arc::clone(&seal_keys) },
+            portal_url: DefenderSettings::default().portal_url,
             webhook: Some(WebhookSettings {
                 secrets: Vec::new(),
                 tokens: vec![TokenDigest::of(webhook_token.as_bytes())],
@@ -175,6 +176,7 @@ async fn serve(
             settings: WorkerSettings::default(),
             seal_keys,
             retry: crate::retry::Policy::default(),
+            respond: RespondSettings::default(),
             hosts: Some(host_settings(&url)?),
         }),
         admin_listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),

@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::roles::{self, Roles};
 use crate::config::{
-    BrokerArgs, Findings, IngressArgs, KeyArgs, KeySetArgs, LogArgs, ProcessArgs, SelfUserArgs, WebhookArgs,
+    BrokerArgs, Findings, IngressArgs, KeyArgs, KeySetArgs, LogArgs, PortalArgs, ProcessArgs, SelfUserArgs, WebhookArgs,
 };
 use crate::shutdown::Shutdown;
 
@@ -21,6 +21,8 @@ pub(super) struct IngressRoleArgs {
     #[command(flatten)]
     key_sets: KeySetArgs,
     #[command(flatten)]
+    portal: PortalArgs,
+    #[command(flatten)]
     webhook: WebhookArgs,
     #[command(flatten)]
     self_user: SelfUserArgs,
@@ -33,14 +35,16 @@ pub(super) async fn run(args: IngressRoleArgs, log: &LogArgs) -> anyhow::Result<
     let broker = args.broker.resolve(true, &mut findings);
     let keys = args.keys.resolve(args.key_sets.is_on(), &mut findings);
     let settings = args.ingress.resolve(&args.key_sets, &mut findings);
+    let portal_url = args.portal.resolve(&mut findings);
     let webhook = args.webhook.resolve(&args.self_user, &mut findings);
     let warnings = findings.check()?;
+    let portal_url = portal_url.expect("a setting that cannot be read is a finding");
 
     let telemetry = super::begin(format, log, false, &warnings)?;
     let shutdown = Shutdown::new(process.shutdown_grace);
     shutdown.on_signals()?;
     let roles = Roles {
-        ingress: Some(roles::Ingress { settings, keys, webhook }),
+        ingress: Some(roles::Ingress { settings, keys, portal_url, webhook }),
         worker: None,
         admin_listen: process.admin_listen,
     };

@@ -1,5 +1,6 @@
 //! Wiring: the only place that picks concrete types. One file a subcommand.
 
+mod action;
 mod check;
 mod dead_letters;
 mod demo;
@@ -61,6 +62,8 @@ enum Command {
     Check(Box<check::CheckArgs>),
     /// The emergency brake: who is isolated; pause, resume, release, and the hourly cap
     Isolation(isolation::IsolationArgs),
+    /// How a machine action stands, asked of Defender
+    Action(action::ActionArgs),
     /// What nobody could work: list, show, redrive, discard
     DeadLetters(dead_letters::DeadLettersArgs),
     /// Ask the role that runs here whether it is ready: the exit code says it, for container engines
@@ -112,6 +115,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Poll(args) => poll::run(*args, &cli.log).await,
         Command::Check(args) => check::run(*args, &cli.log).await,
         Command::Isolation(args) => isolation::run(args, &cli.log).await,
+        Command::Action(args) => action::run(args, &cli.log).await,
         Command::DeadLetters(args) => dead_letters::run(args, &cli.log).await,
         Command::Healthcheck(args) => healthcheck::run(args).await,
         Command::Demo(args) => demo::run(args, &cli.log).await,

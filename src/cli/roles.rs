@@ -13,7 +13,9 @@ use tokio::task::{JoinError, JoinHandle};
 
 use crate::broker::{Broker, BrokerError};
 use crate::cognito::{self, Cognito, Priority};
-use crate::config::{DefenderSettings, HostSettings, IngressSettings, Keys, WebhookSettings, WorkerSettings};
+use crate::config::{
+    DefenderSettings, HostSettings, IngressSettings, Keys, RespondSettings, WebhookSettings, WorkerSettings,
+};
 use crate::credentials::SealKeys;
 use crate::defender::{self, Defender};
 use crate::desk::{self, Desk};
@@ -47,6 +49,8 @@ pub struct Ingress {
     pub settings: IngressSettings,
     /// Keys of tokens and seals.
     pub keys: Keys,
+    /// Base of links into the portal, without a final slash.
+    pub portal_url: String,
     /// Who may send host events; `None`: there is no webhook.
     pub webhook: Option<WebhookSettings>,
 }
@@ -62,6 +66,8 @@ pub struct Worker {
     pub seal_keys: Arc<SealKeys>,
     /// How failed calls are repeated.
     pub retry: crate::retry::Policy,
+    /// What response actions keep to.
+    pub respond: RespondSettings,
     /// Host events, if they are worked.
     pub hosts: Option<HostSettings>,
 }
@@ -96,7 +102,7 @@ pub async fn start<B: Broker>(broker: B, roles: Roles, shutdown: Shutdown) -> an
 
     let ingress = match roles.ingress {
         None => None,
-        Some(Ingress { settings, keys, webhook }) => {
+        Some(Ingress { settings, keys, portal_url, webhook }) => {
             if keys.token_keys.is_empty() && settings.key_sets.is_none() {
                 tracing::warn!("SECRET_KEY is not set: every token will be refused");
             }
@@ -118,6 +124,7 @@ pub async fn start<B: Broker>(broker: B, roles: Roles, shutdown: Shutdown) -> an
                 token_keys: token::Keys::new(token_keys.next(), token_keys.next()),
                 key_sets,
                 seal_keys: keys.seal_keys,
+                portal_url,
                 webhook,
             };
             let router = ingress::router(settings, broker.clone(), metrics.clone(), shutdown.clone());
@@ -148,13 +155,22 @@ pub async fn start<B: Broker>(broker: B, roles: Roles, shutdown: Shutdown) -> an
                 metrics.clone(),
                 &worker.settings,
             );
-            let hosts = match worker.hosts.take() {
-                None => None,
+            let (hosts, serving, desk) = match worker.hosts.take() {
+                // Triggers isolate without Cognito too.
+                None => {
+                    let settings = desk_of_triggers(&worker.respond);
+                    let (serving, desk) = start_desk(settings, &broker, &metrics, &desk_shutdown).await?;
+                    (None, serving, desk)
+                }
                 Some(settings) => {
-                    Some(hosts(settings, defender, &broker, &metrics, &worker_shutdown, &desk_shutdown).await?)
+                    let (hosts, serving, desk) =
+                        hosts(settings, defender, &broker, &metrics, &worker_shutdown, &desk_shutdown).await?;
+                    (Some(hosts), serving, desk)
                 }
             };
-            let (hosts, desk) = hosts.map(|(hosts, serving, desk)| (hosts, (serving, desk))).unzip();
+            let triggers = worker::Triggers { settings: worker.respond, desk: Some(desk.clone()) };
+            let context = context.with_triggers(triggers);
+            let desk = Some((serving, desk));
             let concurrency = worker.settings.concurrency;
             let run = worker::run(broker.clone(), context, hosts, concurrency, worker_shutdown.clone());
             (Some(tokio::spawn(run)), desk)
@@ -253,10 +269,7 @@ pub(super) async fn hosts<B: Broker>(
     desk_shutdown: &Shutdown,
 ) -> anyhow::Result<(worker::Hosts, JoinHandle<Result<(), BrokerError>>, Desk)> {
     let policy = &settings.policy;
-    let desk_settings = desk_settings(&settings);
-    let serving = desk::serve(broker.clone(), desk_settings.clone(), metrics.clone(), desk_shutdown.clone());
-    let serving = tokio::spawn(serving);
-    let desk = Desk::open(broker.clone(), desk_settings, metrics.clone()).await.context("the desk cannot be used")?;
+    let (serving, desk) = start_desk(desk_settings(&settings), broker, metrics, desk_shutdown).await?;
     let cognito = cognito_client(&settings, &desk)?.with_metrics(metrics.clone());
     let groups = sweep::groups::check(cognito.clone(), settings.required_groups.clone(), shutdown.clone()).await?;
     let triggers = Triggers {
@@ -289,6 +302,28 @@ pub(super) async fn hosts<B: Broker>(
     };
     let hosts = worker::Hosts::new(handled, cognito, defender, desk.clone(), groups, broker.clone(), metrics.clone());
     Ok((hosts, serving, desk))
+}
+
+/// The desk, which may answer for the whole deployment, and the way to it.
+async fn start_desk<B: Broker>(
+    settings: desk::Settings,
+    broker: &B,
+    metrics: &Metrics,
+    shutdown: &Shutdown,
+) -> anyhow::Result<(JoinHandle<Result<(), BrokerError>>, Desk)> {
+    let serving = desk::serve(broker.clone(), settings.clone(), metrics.clone(), shutdown.clone());
+    let serving = tokio::spawn(serving);
+    let desk = Desk::open(broker.clone(), settings, metrics.clone()).await.context("the desk cannot be used")?;
+    Ok((serving, desk))
+}
+
+/// What the desk is to keep to where no host of Cognito is worked.
+fn desk_of_triggers(settings: &RespondSettings) -> desk::Settings {
+    desk::Settings {
+        isolations_per_hour: settings.guard.max_isolations_per_hour,
+        max_isolated: settings.guard.max_isolated,
+        ..desk::Settings::default()
+    }
 }
 
 /// What the desk is to keep to.

@@ -5,7 +5,7 @@ use clap::Args;
 use super::roles::{self, Roles};
 use crate::config::{
     BrokerArgs, BrokerUrl, CognitoArgs, DefenderArgs, Findings, HostArgs, IngressArgs, KeyArgs, KeySetArgs, LogArgs,
-    ProcessArgs, SelfUserArgs, WebhookArgs, WorkerArgs,
+    ProcessArgs, RespondArgs, SelfUserArgs, WebhookArgs, WorkerArgs,
 };
 use crate::shutdown::Shutdown;
 
@@ -28,6 +28,8 @@ pub(super) struct ServeArgs {
     #[command(flatten)]
     worker: WorkerArgs,
     #[command(flatten)]
+    respond: RespondArgs,
+    #[command(flatten)]
     cognito: CognitoArgs,
     #[command(flatten)]
     hosts: HostArgs,
@@ -46,6 +48,7 @@ pub(super) async fn run(args: ServeArgs, log: &LogArgs) -> anyhow::Result<()> {
     let webhook = args.webhook.resolve(&args.self_user, &mut findings);
     let defender = args.defender.resolve(&mut findings);
     let worker = args.worker.resolve(&mut findings);
+    let respond = args.respond.resolve(args.hosts.guard_of_machines(), &mut findings);
     let hosts = args.hosts.resolve(&args.cognito, &args.self_user, &args.defender, &mut findings);
     let warnings = findings.check()?;
     let defender = defender.expect("a setting that cannot be read is a finding");
@@ -53,15 +56,17 @@ pub(super) async fn run(args: ServeArgs, log: &LogArgs) -> anyhow::Result<()> {
     let telemetry = super::begin(format, log, false, &warnings)?;
     let shutdown = Shutdown::new(process.shutdown_grace);
     shutdown.on_signals()?;
+    let portal_url = defender.portal_url.clone();
     let roles = Roles {
         worker: Some(roles::Worker {
             defender,
             settings: worker,
             seal_keys: keys.seal_keys.clone(),
             retry: crate::retry::Policy::default(),
+            respond,
             hosts,
         }),
-        ingress: Some(roles::Ingress { settings: ingress, keys, webhook }),
+        ingress: Some(roles::Ingress { settings: ingress, keys, portal_url, webhook }),
         admin_listen: process.admin_listen,
     };
     let done = match &broker {

@@ -4,7 +4,8 @@ use clap::Args;
 
 use super::roles::{self, Roles};
 use crate::config::{
-    BrokerArgs, CognitoArgs, DefenderArgs, Findings, HostArgs, KeyArgs, LogArgs, ProcessArgs, SelfUserArgs, WorkerArgs,
+    BrokerArgs, CognitoArgs, DefenderArgs, Findings, HostArgs, KeyArgs, LogArgs, ProcessArgs, RespondArgs,
+    SelfUserArgs, WorkerArgs,
 };
 use crate::shutdown::Shutdown;
 
@@ -21,6 +22,8 @@ pub(super) struct WorkerRoleArgs {
     #[command(flatten)]
     worker: WorkerArgs,
     #[command(flatten)]
+    respond: RespondArgs,
+    #[command(flatten)]
     cognito: CognitoArgs,
     #[command(flatten)]
     hosts: HostArgs,
@@ -36,6 +39,7 @@ pub(super) async fn run(args: WorkerRoleArgs, log: &LogArgs) -> anyhow::Result<(
     let keys = args.keys.resolve(true, &mut findings);
     let defender = args.defender.resolve(&mut findings);
     let settings = args.worker.resolve(&mut findings);
+    let respond = args.respond.resolve(args.hosts.guard_of_machines(), &mut findings);
     let hosts = args.hosts.resolve(&args.cognito, &args.self_user, &args.defender, &mut findings);
     let warnings = findings.check()?;
     let defender = defender.expect("a setting that cannot be read is a finding");
@@ -50,6 +54,7 @@ pub(super) async fn run(args: WorkerRoleArgs, log: &LogArgs) -> anyhow::Result<(
             settings,
             seal_keys: keys.seal_keys,
             retry: crate::retry::Policy::default(),
+            respond,
             hosts,
         }),
         admin_listen: process.admin_listen,

@@ -7,12 +7,26 @@ use url::Url;
 
 use super::{Findings, parse};
 
-/// Where Entra, Defender, Graph and the portal are.
+/// Where the portal is: all that the ingress needs of Microsoft.
 #[derive(Debug, Clone, Args)]
-pub struct DefenderArgs {
+pub struct PortalArgs {
     /// Cloud of the tenants: commercial, gcc, gcc-high or dod; sets the four URLs and the scopes
     #[arg(long, env = "BRIDGE_CLOUD", default_value = "commercial", value_name = "CLOUD")]
     pub cloud: String,
+    /// The portal that links in answers lead to [default: the cloud's]
+    #[arg(long, env = "BRIDGE_PORTAL_URL", value_name = "URL")]
+    pub portal_url: Option<String>,
+    /// Allow http:// to hosts other than this machine: secrets travel in clear. For a simulator in a private network
+    #[arg(long, env = "BRIDGE_ALLOW_PLAIN_HTTP", default_value = "false", value_name = "BOOL")]
+    pub allow_plain_http: String,
+}
+
+/// Where Entra, Defender, Graph and the portal are.
+#[derive(Debug, Clone, Args)]
+pub struct DefenderArgs {
+    /// The cloud and its portal.
+    #[command(flatten)]
+    pub portal: PortalArgs,
     /// Microsoft Entra, where tokens come from [default: the cloud's]
     #[arg(long, env = "BRIDGE_ENTRA_URL", value_name = "URL")]
     pub entra_url: Option<String>,
@@ -22,18 +36,12 @@ pub struct DefenderArgs {
     /// Microsoft Graph, for hunting [default: the cloud's]
     #[arg(long, env = "BRIDGE_GRAPH_URL", value_name = "URL")]
     pub graph_url: Option<String>,
-    /// The portal that links in answers lead to [default: the cloud's]
-    #[arg(long, env = "BRIDGE_PORTAL_URL", value_name = "URL")]
-    pub portal_url: Option<String>,
     /// Scope of tokens for Defender [default: the cloud's]
     #[arg(long, env = "BRIDGE_DEFENDER_SCOPE", value_name = "SCOPE")]
     pub defender_scope: Option<String>,
     /// Scope of tokens for Graph [default: the cloud's]
     #[arg(long, env = "BRIDGE_GRAPH_SCOPE", value_name = "SCOPE")]
     pub graph_scope: Option<String>,
-    /// Allow http:// to hosts other than this machine: secrets travel in clear. For a simulator in a private network
-    #[arg(long, env = "BRIDGE_ALLOW_PLAIN_HTTP", default_value = "false", value_name = "BOOL")]
-    pub allow_plain_http: String,
     /// How long refused credentials are answered from memory, and missing roles a minute of it at most; 0 = never
     #[arg(long, env = "BRIDGE_REFUSAL_TTL", default_value = REFUSAL_TTL, value_name = "DURATION")]
     pub refusal_ttl: String,
@@ -112,15 +120,27 @@ impl Default for DefenderSettings {
     }
 }
 
-impl DefenderArgs {
+impl PortalArgs {
     /// Whether `http://` is allowed to other machines.
-    pub(super) fn plain_http(&self, findings: &mut Findings) -> bool {
+    fn plain_http(&self, findings: &mut Findings) -> bool {
         parse::flag(findings, "BRIDGE_ALLOW_PLAIN_HTTP", parse::or_default(&self.allow_plain_http, "false"))
     }
 
-    /// Checks and reads the values; `None` when one of them is a problem.
-    pub fn resolve(&self, findings: &mut Findings) -> Option<DefenderSettings> {
-        let cloud = match self.cloud.trim().to_ascii_lowercase().as_str() {
+    /// Checks and reads the values: the portal's base without a final slash; `None` when one of them is a problem.
+    pub fn resolve(&self, findings: &mut Findings) -> Option<String> {
+        let cloud = self.cloud(findings);
+        let plain_http = self.plain_http(findings);
+        self.portal(cloud, plain_http, findings)
+    }
+
+    fn portal(&self, cloud: &Cloud, plain_http: bool, findings: &mut Findings) -> Option<String> {
+        let given = parse::given(self.portal_url.as_ref()).unwrap_or(cloud.portal);
+        let url = parse::base_url(findings, "BRIDGE_PORTAL_URL", given, plain_http)?;
+        Some(url.as_str().trim_end_matches('/').to_owned())
+    }
+
+    fn cloud(&self, findings: &mut Findings) -> &'static Cloud {
+        match self.cloud.trim().to_ascii_lowercase().as_str() {
             "" | "commercial" => &COMMERCIAL,
             "gcc" => &GCC,
             "gcc-high" => &GCC_HIGH,
@@ -129,7 +149,19 @@ impl DefenderArgs {
                 findings.problem("BRIDGE_CLOUD", format_args!("{other:?} is none of commercial, gcc, gcc-high, dod"));
                 &COMMERCIAL
             }
-        };
+        }
+    }
+}
+
+impl DefenderArgs {
+    /// Whether `http://` is allowed to other machines.
+    pub(super) fn plain_http(&self, findings: &mut Findings) -> bool {
+        self.portal.plain_http(findings)
+    }
+
+    /// Checks and reads the values; `None` when one of them is a problem.
+    pub fn resolve(&self, findings: &mut Findings) -> Option<DefenderSettings> {
+        let cloud = self.portal.cloud(findings);
         let plain_http = self.plain_http(findings);
         let mut url = |setting, value: &Option<String>, default| {
             parse::base_url(findings, setting, parse::given(value.as_ref()).unwrap_or(default), plain_http)
@@ -137,7 +169,7 @@ impl DefenderArgs {
         let entra_url = url("BRIDGE_ENTRA_URL", &self.entra_url, cloud.entra);
         let defender_url = url("BRIDGE_DEFENDER_URL", &self.defender_url, cloud.defender);
         let graph_url = url("BRIDGE_GRAPH_URL", &self.graph_url, cloud.graph);
-        let portal_url = url("BRIDGE_PORTAL_URL", &self.portal_url, cloud.portal);
+        let portal_url = self.portal.portal(cloud, plain_http, findings);
         let refusal_ttl = parse::duration(
             findings,
             "BRIDGE_REFUSAL_TTL",
@@ -149,7 +181,7 @@ impl DefenderArgs {
             entra_url: entra_url?,
             defender_url: defender_url?,
             graph_url: graph_url?,
-            portal_url: portal_url?.as_str().trim_end_matches('/').to_owned(),
+            portal_url: portal_url?,
             defender_scope: scope(&self.defender_scope, cloud.defender_scope),
             graph_scope: scope(&self.graph_scope, cloud.graph_scope),
             refusal_ttl,
@@ -212,14 +244,12 @@ mod tests {
 
     fn args(cloud: &str) -> DefenderArgs {
         DefenderArgs {
-            cloud: cloud.into(),
+            portal: PortalArgs { cloud: cloud.into(), portal_url: None, allow_plain_http: "false".into() },
             entra_url: None,
             defender_url: None,
             graph_url: None,
-            portal_url: None,
             defender_scope: None,
             graph_scope: None,
-            allow_plain_http: "false".into(),
             refusal_ttl: String::new(),
         }
     }
@@ -267,7 +297,7 @@ mod tests {
         let given = DefenderArgs {
             entra_url: Some("http://elsewhere.example".into()),
             graph_url: Some("nonsense".into()),
-            allow_plain_http: "maybe".into(),
+            portal: PortalArgs { allow_plain_http: "maybe".into(), ..args("mars").portal },
             ..args("mars")
         };
         assert!(given.resolve(&mut findings).is_none());

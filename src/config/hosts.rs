@@ -81,7 +81,7 @@ pub struct HostArgs {
     /// How often Cognito's own audit entries and event feeds are read; 0 = not
     #[arg(long, env = "BRIDGE_FEED_INTERVAL", default_value = FEED_INTERVAL, value_name = "DURATION")]
     pub feed_interval: String,
-    /// Decide, tag and note everything, but neither isolate nor release
+    /// Decide, tag and note everything, but ask Defender for nothing, response actions included
     #[arg(long, env = "BRIDGE_GUARD_DRY_RUN", default_value = DRY_RUN, value_name = "BOOL")]
     pub guard_dry_run: String,
     /// Groups of Cognito whose members are never isolated, divided by commas; none = no group
@@ -163,6 +163,13 @@ impl HostArgs {
         [&self.tag_enrich, &self.tag_block, &self.tag_unblock, &self.threat, &self.certainty, &self.urgency]
             .into_iter()
             .any(|value| parse::given(value.as_ref()).is_some())
+    }
+
+    /// What is never isolated whoever asks for it, also where no host of Cognito is worked. Its problems are left to
+    /// [`HostArgs::resolve`].
+    #[must_use]
+    pub fn guard_of_machines(&self) -> Guard {
+        self.guard(&mut Findings::default()).0
     }
 
     /// Checks and reads the values. `None` when no tag and no score is named, so that host events are off, and when
@@ -339,7 +346,11 @@ fn small(findings: &mut Findings, setting: &str, text: &str, most: u8) -> u8 {
 }
 
 /// The entries of a list, each read; those that cannot be are problems that name them.
-fn entries<T: FromStr<Err: fmt::Display>>(findings: &mut Findings, setting: &str, value: Option<&String>) -> Vec<T> {
+pub(super) fn entries<T: FromStr<Err: fmt::Display>>(
+    findings: &mut Findings,
+    setting: &str,
+    value: Option<&String>,
+) -> Vec<T> {
     let mut read = Vec::new();
     for entry in parse::list(parse::given(value).unwrap_or_default()) {
         match entry.parse() {

@@ -13,16 +13,18 @@ mod module;
 mod parse;
 mod process;
 mod relay;
+mod respond;
 mod webhook;
 
 pub use application::{ApplicationArgs, Applications};
 pub use cognito::{CognitoArgs, CognitoSettings, SelfUserArgs};
-pub use defender::{DefenderArgs, DefenderSettings, WorkerArgs, WorkerSettings};
+pub use defender::{DefenderArgs, DefenderSettings, PortalArgs, WorkerArgs, WorkerSettings};
 pub use hosts::{HostArgs, HostSettings};
 pub use key_sets::KeySetArgs;
 pub use module::{ENVIRONMENT_ONLY, PlatformArgs, PlatformSettings, Region, RelayModule, RelayModuleArgs, environment};
 pub use process::{AdminListenArgs, BrokerArgs, BrokerUrl, LogArgs, ProcessArgs, ProcessSettings, operator};
 pub use relay::{IngressArgs, IngressSettings, KeyArgs, Keys, Routes};
+pub use respond::{RespondArgs, RespondSettings};
 pub use webhook::{TokenDigest, WebhookArgs, WebhookSettings};
 
 /// What is wrong with a configuration, and what is odd but tolerated.

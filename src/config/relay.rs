@@ -107,8 +107,7 @@ pub struct IngressArgs {
     /// Address of the relay and of the webhook
     #[arg(long, env = "BRIDGE_LISTEN", default_value = LISTEN, value_name = "ADDRESS")]
     pub listen: String,
-    /// Relay routes that are switched on, of observe, refer, respond; the others answer empty. In this version refer and
-    /// respond answer empty either way
+    /// Relay routes that are switched on, of observe, refer, respond; the others answer empty
     #[arg(long, env = "BRIDGE_RELAY_ROUTES", default_value = RELAY_ROUTES, value_name = "ROUTES")]
     pub relay_routes: String,
     /// Time from accepting a relay call to its answer, which may then be incomplete

@@ -267,15 +267,15 @@ fn same_id(one: &str, other: &str) -> bool {
     one.eq_ignore_ascii_case(other)
 }
 
-fn succeeded(action: &MachineAction) -> bool {
+pub(super) fn succeeded(action: &MachineAction) -> bool {
     action.status.eq_ignore_ascii_case("Succeeded")
 }
 
-fn is_open(action: &MachineAction) -> bool {
+pub(super) fn is_open(action: &MachineAction) -> bool {
     !["Succeeded", "Failed", "TimeOut", "Cancelled"].iter().any(|end| action.status.eq_ignore_ascii_case(end))
 }
 
-fn is_given_up(action: &MachineAction, now: Timestamp) -> bool {
+pub(super) fn is_given_up(action: &MachineAction, now: Timestamp) -> bool {
     created(action).is_some_and(|created| age(created, now) > GIVE_UP_AFTER)
 }
 

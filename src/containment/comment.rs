@@ -81,7 +81,21 @@ pub fn compose(verb: Verb, host_id: u64, brain: &str, cause: Cause<'_>, event_id
     format!("{MARKER}{}, Cognito host {host_id} ({brain}), {cause}, event {}", verb.as_str(), event_text(event_id))
 }
 
-/// Reads a comment of ours.
+/// The comment of a request that a relay trigger asks for, at most 500 characters on one line; `job_id` is what it is known
+/// again by (`DESIGN.md` 10, ruling 13).
+#[must_use]
+pub fn compose_trigger(verb: Verb, text: &str, job_id: &str) -> String {
+    format!("{MARKER}{}, {}, event {}", verb.as_str(), plain(text, MAX_EVENT_CHARS), event_text(job_id))
+}
+
+/// Whether a comment of ours was made for this event or job.
+#[must_use]
+pub fn names_event(comment: &str, event_id: &str) -> bool {
+    let event = event_text(event_id);
+    is_ours(comment) && comment.trim_end().rsplit_once(", event ").is_some_and(|(_, named)| named == event)
+}
+
+/// Reads a comment of ours about a host.
 #[must_use]
 pub fn parse(comment: &str) -> Option<Marker> {
     let rest = comment.trim().strip_prefix(MARKER)?;
@@ -165,6 +179,16 @@ mod tests {
             let action = MachineAction { requestor_comment: comment.map(str::to_owned), ..MachineAction::default() };
             assert_eq!(whose(&action, 4711, "e-1"), expected, "{comment:?}");
         }
+    }
+
+    #[test]
+    fn a_triggers_comment_is_ours_and_names_its_job() {
+        let comment = compose_trigger(Verb::Isolate, "Requested\nthrough a relay", "01-ab");
+        assert_eq!(comment, "defender-bridge: isolate, Requested_through a relay, event 01-ab");
+        assert!(is_ours(&comment) && names_event(&comment, "01-ab") && !names_event(&comment, "01-a"));
+        assert!(!names_event("somebody's, event 01-ab", "01-ab"));
+        let action = MachineAction { requestor_comment: Some(comment), ..MachineAction::default() };
+        assert_eq!(whose(&action, 4711, "e-1"), Whose::Bridge, "it counts");
     }
 
     proptest! {

@@ -55,6 +55,19 @@ pub fn release(guard: &Guard) -> Result<(), Refusal> {
     Err(Refusal { reason: Reason::DryRun, detail })
 }
 
+/// Whether a relay trigger may do what it asks for. It knows no host of Cognito, so only the rules about machines count;
+/// `machine` is the one that would be isolated or restricted, `None` where neither is asked for.
+///
+/// # Errors
+/// Why not.
+pub fn trigger(guard: &Guard, machine: Option<&Machine>) -> Result<(), Refusal> {
+    if guard.dry_run {
+        let detail = "this is a dry run, nothing is asked of Defender".to_owned();
+        return Err(Refusal { reason: Reason::DryRun, detail });
+    }
+    machine.and_then(|machine| refusal(guard, &Host::default(), &[], machine)).map_or(Ok(()), Err)
+}
+
 /// What protects the host or its machine, if something does (`cognito.md` 6.3). Without a machine, the rules about
 /// machines are left out.
 #[must_use]
@@ -315,6 +328,29 @@ mod tests {
             assert_eq!(result.as_ref().err().map(|refusal| refusal.reason), *expected, "{name}");
             assert!(result.err().is_none_or(|refusal| !refusal.detail.is_empty()), "{name}");
         }
+    }
+
+    /// A trigger knows no host: what is known of the machine protects it.
+    #[test]
+    fn a_trigger_is_refused_for_what_its_machine_is() {
+        type Change = fn(&mut Guard, &mut Machine);
+        let rows: [(Change, Option<Reason>); 7] = [
+            (|_, _| {}, None),
+            (|guard, _| guard.dry_run = true, Some(Reason::DryRun)),
+            (|guard, machine| guard.protected_machine_ids = vec![machine.id.clone()], Some(Reason::Protected)),
+            (|guard, _| guard.protected_names = vec!["fin-*".parse().unwrap()], Some(Reason::Protected)),
+            (|guard, _| guard.protected_networks = vec!["192.0.2.0/24".parse().unwrap()], Some(Reason::Protected)),
+            (|_, machine| machine.os_platform = Some("WindowsServer2022".into()), Some(Reason::Server)),
+            (|_, machine| machine.onboarding_status = Some("CanBeOnboarded".into()), Some(Reason::NotOnboarded)),
+        ];
+        for (at, (change, expected)) in rows.into_iter().enumerate() {
+            let (mut guard, mut machine) = (Guard::default(), machine());
+            change(&mut guard, &mut machine);
+            assert_eq!(trigger(&guard, Some(&machine)).err().map(|refusal| refusal.reason), expected, "row {at}");
+        }
+        let dry = Guard { dry_run: true, ..Guard::default() };
+        assert_eq!(trigger(&dry, None).unwrap_err().reason, Reason::DryRun);
+        assert_eq!(trigger(&Guard::default(), None), Ok(()));
     }
 
     #[test]

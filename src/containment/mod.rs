@@ -18,6 +18,8 @@ pub mod matching;
 pub mod names;
 pub mod network;
 pub mod notes;
+pub mod observables;
+pub mod once;
 pub mod pattern;
 pub mod policy;
 pub mod reason;

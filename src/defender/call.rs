@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
-use http::{HeaderMap, HeaderValue, Method};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use jiff::Timestamp;
 use moka::future::Cache;
 use serde::de::{DeserializeOwned, Error as _};
@@ -45,19 +45,26 @@ pub(super) struct Spec {
     pub(super) url: Url,
     pub(super) template: &'static str,
     class: retry::Call,
-    /// JSON; none makes it a GET.
+    method: Method,
+    /// JSON.
     body: Option<Bytes>,
 }
 
 impl Spec {
     /// A GET of Defender's REST API.
     pub(super) fn get(family: Family, url: Url, template: &'static str) -> Spec {
-        Spec { family, url, template, class: retry::Call::Read, body: None }
+        Spec { family, url, template, class: retry::Call::Read, method: Method::GET, body: None }
     }
 
     /// A POST of Defender's REST API that changes something: repeated only where it certainly did not.
     pub(super) fn post(family: Family, url: Url, template: &'static str, body: &serde_json::Value) -> Spec {
-        Spec { family, url, template, class: retry::Call::Write, body: Some(body.to_string().into()) }
+        let body = Some(body.to_string().into());
+        Spec { family, url, template, class: retry::Call::Write, method: Method::POST, body }
+    }
+
+    /// A DELETE of Defender's REST API.
+    pub(super) fn delete(family: Family, url: Url, template: &'static str) -> Spec {
+        Spec { family, url, template, class: retry::Call::Write, method: Method::DELETE, body: None }
     }
 
     /// A hunting query: `POST /v1.0/security/runHuntingQuery` (`defender.md` 4.1).
@@ -68,6 +75,7 @@ impl Spec {
             url,
             template: "/v1.0/security/runHuntingQuery",
             class: retry::Call::Hunting,
+            method: Method::POST,
             body: Some(body.into()),
         }
     }
@@ -89,7 +97,7 @@ impl Spec {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
         }
         Request {
-            method: if self.body.is_some() { Method::POST } else { Method::GET },
+            method: self.method.clone(),
             url: self.url.clone(),
             template: self.template,
             headers,
@@ -145,6 +153,11 @@ impl Session {
         patient: impl Fn(&DefenderError) -> bool,
     ) -> Result<T, DefenderError> {
         let settings = &self.inner.defender.shared.settings;
+        // Whoever is told of every failure decides on another try.
+        let class = match spec.class {
+            retry::Call::Write if self.inner.once => retry::Call::Once,
+            class => class,
+        };
         let (pass, mut permitted) = match permit {
             Some(HuntingPermit { pass, token, ready }) => (pass, Some((token, ready))),
             None => (self.enter(spec.family)?, None),
@@ -157,7 +170,7 @@ impl Session {
                 Some((token, ready)) => (token, Some(ready)),
                 None => (self.token(spec.audience()).await?, None),
             };
-            let result = retry::run(&settings.retry, spec.class, self.inner.deadline, |resend_count| {
+            let result = retry::run(&settings.retry, class, self.inner.deadline, |resend_count| {
                 let request = spec.request(&token, settings.rest_limit, resend_count);
                 let (patient, maybe_done) = (&patient, &maybe_done);
                 let ready = ready.take();
@@ -347,6 +360,7 @@ fn read<T: DeserializeOwned>(family: Family, answer: &Answer) -> Result<T, Defen
     let body = answer.body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&answer.body);
     // A list would do for a struct, member by member, and an empty one for a struct with defaults.
     let object = match body.trim_ascii_start().first() {
+        None if answer.status == StatusCode::NO_CONTENT => serde_json::from_slice(b"{}"),
         None | Some(b'{') => serde_json::from_slice(body),
         Some(_) => Err(serde_json::Error::custom("not an object")),
     };

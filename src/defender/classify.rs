@@ -31,6 +31,7 @@ impl DefenderError {
             retry_after: None,
             out_of_time: false,
             maybe_done: false,
+            permission: None,
         }
     }
 

@@ -34,10 +34,13 @@ pub enum Family {
     Files,
     /// Machines: `Machine.Read.All`.
     Machines,
-    /// What acts on machines: isolating, releasing, cancelling: `Machine.Isolate`.
+    /// What acts on machines, one quota for all of it. Isolating and releasing: `Machine.Isolate`; for the others see
+    /// [`DefenderError::permission`].
     Actions,
     /// Machine actions, reading: `Machine.Read.All`.
     MachineActions,
+    /// Indicators, reading and writing: `Ti.ReadWrite.All`.
+    Indicators,
     /// Hunting queries through Graph: `ThreatHunting.Read.All`.
     Hunting,
     /// The token endpoint of Entra.
@@ -53,6 +56,7 @@ impl Family {
             Family::Files => Some("File.Read.All"),
             Family::Machines | Family::MachineActions => Some("Machine.Read.All"),
             Family::Actions => Some("Machine.Isolate"),
+            Family::Indicators => Some("Ti.ReadWrite.All"),
             Family::Hunting => Some("ThreatHunting.Read.All"),
             Family::Token(_) => None,
         }
@@ -69,6 +73,7 @@ impl Family {
             Family::Machines => "machines",
             Family::Actions => "actions",
             Family::MachineActions => "machineactions",
+            Family::Indicators => "indicators",
             Family::Hunting => "hunting",
             Family::Token(Audience::Defender) => "token for defender",
             Family::Token(Audience::Graph) => "token for graph",
@@ -162,6 +167,7 @@ pub struct DefenderError {
     pub(super) retry_after: Option<Duration>,
     pub(super) out_of_time: bool,
     pub(super) maybe_done: bool,
+    pub(super) permission: Option<&'static str>,
 }
 
 impl DefenderError {
@@ -169,6 +175,12 @@ impl DefenderError {
     #[must_use]
     pub fn family(&self) -> Family {
         self.family
+    }
+
+    /// The application permission that a 403 of this call asks for (`relay.md` 3.3, E6); none for tokens.
+    #[must_use]
+    pub fn permission(&self) -> Option<&'static str> {
+        self.permission.filter(|_| self.family == Family::Actions).or(self.family.permission())
     }
 
     /// What kind of failure it was. When the deadline passed during a retry this is the last failure *before* that
@@ -203,7 +215,7 @@ impl DefenderError {
     /// [`DefenderError::is_transient`], which speaks of another try and knows nothing of this one's effect.
     #[must_use]
     pub fn may_have_happened(&self) -> bool {
-        self.maybe_done && self.family == Family::Actions
+        self.maybe_done && matches!(self.family, Family::Actions | Family::Indicators)
     }
 
     /// Whether a machine action was refused because another one is open (`defender.md` 5.0 and 7.2).

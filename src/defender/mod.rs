@@ -23,6 +23,7 @@ mod classify;
 mod entra;
 pub mod error;
 mod hunting;
+mod indicators;
 mod machines;
 pub mod model;
 mod pages;
@@ -47,7 +48,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use url::Url;
 
-pub use self::actions::{COMMENT_LIMIT_CHARS, IsolationType};
+pub use self::actions::{COMMENT_LIMIT_CHARS, IsolationType, ScanType};
 pub use self::alerts::{Alerts, Plan};
 use self::batch::Batches;
 use self::call::{Spec, address};
@@ -57,6 +58,7 @@ pub use self::circuit::Memory;
 use self::entra::{Token, Tokens};
 pub use self::error::{Audience, DefenderError, Family, Kind};
 use self::hunting::{DEVICE_ID_DIGITS, Devices, Events, Evidence, RecentAlerts};
+pub use self::indicators::{INDICATOR_BATCH, NewIndicator};
 use self::model::{AlertDetails, DeviceContext, Event, File, Machine, Page, RecentAlert};
 pub use self::query::Sort;
 use crate::outbound::Outbound;
@@ -200,6 +202,9 @@ pub struct Limits {
     pub concurrent_calls: usize,
     /// Whether a machine is to be isolated or released: such calls come first where there is not room for all.
     pub containment: bool,
+    /// Whether a call that changes something is sent once only, whatever is answered (`relay.md` 7.3): a caller waits who
+    /// is told, and asks again. Not sent at all, it may be tried again.
+    pub once: bool,
 }
 
 impl Limits {
@@ -212,7 +217,7 @@ impl Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { concurrent_calls: CONCURRENT_CALLS, containment: false }
+        Limits { concurrent_calls: CONCURRENT_CALLS, containment: false, once: false }
     }
 }
 
@@ -394,6 +399,7 @@ impl Defender {
                 deadline,
                 slots: Arc::new(Semaphore::new(limits.concurrent_calls.max(1))),
                 purpose,
+                once: limits.once,
                 refused_tokens: Mutex::new(HashMap::new()),
             }),
         }
@@ -418,6 +424,7 @@ struct Inner {
     deadline: Instant,
     slots: Arc<Semaphore>,
     purpose: Purpose,
+    once: bool,
     refused_tokens: Mutex<HashMap<Audience, Arc<Token>>>,
 }
 
@@ -650,6 +657,15 @@ mod tests {
             is_send(session.isolate("", IsolationType::Full, ""));
             is_send(session.unisolate("", ""));
             is_send(session.cancel("", ""));
+            is_send(session.restrict("", ""));
+            is_send(session.unrestrict("", ""));
+            is_send(session.scan("", ScanType::Quick, ""));
+            is_send(session.collect_package("", ""));
+            is_send(session.available_actions(""));
+            is_send(session.actions_of_kinds("", &[]));
+            is_send(session.indicator_of(""));
+            is_send(session.indicators_of(&[]));
+            is_send(session.delete_indicator(""));
             is_send(session.open_alerts("", 1));
             is_send(session.machines_top1());
             is_send(session.file_alerts("", 1));

@@ -138,6 +138,57 @@ pub struct MachineAddress {
     pub operational_status: Option<String>,
 }
 
+/// Something that can be done with a machine, or not (`defender.md` 5.11).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AvailableAction {
+    /// `FullIsolation`, `RunAntiVirusScan`, ...
+    #[serde(deserialize_with = "null_is_empty")]
+    pub action: String,
+    /// Whether it can be done now.
+    #[serde(deserialize_with = "null_is_empty")]
+    pub is_available: bool,
+}
+
+/// An indicator (`defender.md` 5.12).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Indicator {
+    /// Digits.
+    #[serde(deserialize_with = "null_is_empty")]
+    pub id: String,
+    /// Its value.
+    #[serde(deserialize_with = "null_is_empty")]
+    pub indicator_value: String,
+    /// `FileSha1`, `IpAddress`, ...
+    #[serde(deserialize_with = "null_is_empty")]
+    pub indicator_type: String,
+    /// `Allowed`, `Audit`, `Block`, ...; of old ones also `Alert` and `AlertAndBlock`.
+    #[serde(deserialize_with = "null_is_empty")]
+    pub action: String,
+    /// May be absent in spite of being required when it is written.
+    pub title: Option<String>,
+    /// `User`, `AadApp`.
+    pub source_type: Option<String>,
+    /// The id of the application or person that made it.
+    pub created_by: Option<String>,
+}
+
+impl Indicator {
+    /// Whether it is of this value; letter case does not count.
+    #[must_use]
+    pub fn is_of(&self, value: &str) -> bool {
+        self.indicator_value.eq_ignore_ascii_case(value)
+    }
+
+    /// Whether the application of this id made it; what does not tell is somebody else's.
+    #[must_use]
+    pub fn is_made_by(&self, client_id: &str) -> bool {
+        let by_user = self.source_type.as_deref().is_some_and(|source| source.eq_ignore_ascii_case("User"));
+        !by_user && self.created_by.as_deref().is_some_and(|maker| maker.eq_ignore_ascii_case(client_id))
+    }
+}
+
 /// A machine action (`defender.md` 5.10).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -155,6 +206,8 @@ pub struct MachineAction {
     pub requestor: Option<String>,
     /// The comment it was asked with.
     pub requestor_comment: Option<String>,
+    /// `Full`, `Selective` of an isolation; `Quick`, `Full` of a scan.
+    pub scope: Option<String>,
     /// 40 hex digits.
     pub machine_id: Option<String>,
     /// Host name.

@@ -11,6 +11,8 @@ use crate::relay::{self, HttpError, RelayError};
 
 /// What every known route allows.
 pub(super) const ALLOW: &str = "OPTIONS, POST";
+/// What a machine action allows.
+pub(super) const ALLOW_GET: &str = "OPTIONS, GET";
 
 /// The body did not arrive whole.
 const BROKEN_BODY: HttpError =

@@ -26,12 +26,14 @@ use self::admission::Admission;
 use self::error::IngressError;
 use self::routes::Route;
 use self::webhook::Webhook;
-use crate::broker::{Broker, BrokerError, Message};
+use crate::broker::{Broker, BrokerError, Lane, Message, Repeat};
 use crate::config::{Routes, WebhookSettings};
 use crate::credentials::{Credentials, SealKeys, Sealed};
-use crate::job::{self, Job};
+use crate::job::{self, Job, Reply};
 use crate::key_sets::KeySets;
-use crate::relay::{self, HttpError, Observable, RelayError, key_set, limit, observable, payload, token};
+use crate::relay::{
+    self, HttpError, Observable, RelayError, key_set, limit, observable, payload, refer, token, trigger,
+};
 use crate::shutdown::Shutdown;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::propagation;
@@ -53,6 +55,8 @@ pub struct Settings {
     pub key_sets: Option<KeySets>,
     /// Keys that seal credentials.
     pub seal_keys: Arc<SealKeys>,
+    /// Base of links into the portal, without a final slash.
+    pub portal_url: String,
     /// Who may send host events; `None`: the webhook's path is unknown.
     pub webhook: Option<WebhookSettings>,
 }
@@ -157,24 +161,37 @@ impl<B: Broker> Ingress<B> {
         let deadline = Timestamp::now() + self.settings.deadline;
         let (head, body) = request.into_parts();
         let route = match route {
-            Some(route) if matches!(head.method, Method::POST | Method::OPTIONS) => route,
+            // Without response actions nobody has the id of one.
+            Some(Route::Action) if !self.settings.routes.respond => {
+                body::drop_unread(&head.headers, body, relay::MAX_BODY_BYTES).await;
+                return Err(IngressError::Http(HttpError::NOT_FOUND));
+            }
+            Some(route) if head.method == Method::OPTIONS || head.method == route.method() => route,
             other => {
                 body::drop_unread(&head.headers, body, relay::MAX_BODY_BYTES).await;
-                let refusal = other.map_or(HttpError::NOT_FOUND, |_| HttpError::METHOD_NOT_ALLOWED);
-                return Err(IngressError::Http(refusal));
+                return Err(match other {
+                    None => IngressError::Http(HttpError::NOT_FOUND),
+                    Some(Route::Action) => IngressError::NotAllowed { allow: error::ALLOW_GET },
+                    Some(_) => IngressError::Http(HttpError::METHOD_NOT_ALLOWED),
+                });
             }
         };
         // Read even where it means nothing: it is in the way of the next request.
         let body = body::read(&head.headers, body, relay::MAX_BODY_BYTES).await?;
         if head.method == Method::OPTIONS {
             let mut response = Response::new(Body::empty());
-            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(error::ALLOW));
+            let allow = if route == Route::Action { error::ALLOW_GET } else { error::ALLOW };
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
             return Ok(response);
         }
         if route == Route::Version {
             return Ok(relay_answer(relay::version(env!("CARGO_PKG_VERSION")).to_string()));
         }
-        let claims = self.authenticate(&head.headers, deadline).await?;
+        let claims = match self.authenticate(&head.headers, deadline).await {
+            Ok(claims) => claims,
+            Err(error) if route == Route::Action => return Ok(refusal(StatusCode::UNAUTHORIZED, &error)),
+            Err(error) => return Err(error.into()),
+        };
         let limit = limit::lowered(self.settings.entities_limit, claims.entities_limit);
         let credentials = Credentials {
             tenant_id: claims.tenant_id,
@@ -183,25 +200,40 @@ impl<B: Broker> Ingress<B> {
         };
         match route {
             Route::Health => {
-                self.ask(&credentials, deadline, |credentials| Job::Health(job::Health { credentials })).await
+                let message = Message::new(Bytes::new());
+                let job = |credentials| Job::Health(job::Health { credentials });
+                Ok(relay_answer(self.ask(message, &credentials, deadline, job).await?))
             }
             Route::Observe if self.settings.routes.observe => {
-                let observables = observables(&body)?;
+                let mut observables = observables(&body)?;
+                observables.retain(Observable::is_observable);
                 if observables.is_empty() {
                     return Ok(relay_answer(relay::no_data().to_string()));
                 }
-                let observables =
-                    observables.into_iter().map(|known| (known.spelled_type, known.spelled_value)).collect();
-                self.ask(&credentials, deadline, |credentials| {
-                    Job::Observe(job::Observe { credentials, limit, observables })
-                })
-                .await
+                let observables = as_received(observables);
+                let job = |credentials| Job::Observe(job::Observe { credentials, limit, observables });
+                Ok(relay_answer(self.ask(Message::new(Bytes::new()), &credentials, deadline, job).await?))
             }
             Route::Deliberate => {
                 observables(&body)?;
                 Ok(relay_answer(relay::no_data().to_string()))
             }
+            Route::Refer if self.settings.routes.refer => {
+                let links = refer::links(&observables(&body)?, &self.settings.portal_url, &credentials.tenant_id);
+                Ok(relay_answer(relay::links(&links).to_string()))
+            }
             Route::Version | Route::Observe => Ok(relay_answer(relay::no_data().to_string())),
+            Route::Respond if self.settings.routes.respond => {
+                let observables = observables(&body)?;
+                if observables.is_empty() {
+                    return Ok(relay_answer(relay::empty_list().to_string()));
+                }
+                let observables = as_received(observables);
+                let job = |credentials| Job::Respond(job::Respond { credentials, observables });
+                Ok(relay_answer(self.ask(Message::new(Bytes::new()), &credentials, deadline, job).await?))
+            }
+            Route::Trigger if self.settings.routes.respond => self.trigger(&body, &credentials, deadline).await,
+            Route::Action => self.action(head.uri.path(), &credentials, deadline).await,
             Route::Refer | Route::Respond => Ok(relay_answer(relay::empty_list().to_string())),
             Route::Trigger => {
                 let refusal = relay::trigger_failure(&[RelayError::unsupported_action()]);
@@ -231,15 +263,70 @@ impl<B: Broker> Ingress<B> {
         judged.await.map_err(|error: token::TokenError| RelayError::authorization(error.reason()))
     }
 
-    /// Sends a job to the workers and returns their reply as the answer, unless it would wait for too long.
+    /// Has a trigger carried out, once at most. From the end of the checks on every failure says so in its data
+    /// (`relay.md` 7.3).
+    async fn trigger(
+        &self,
+        body: &[u8],
+        credentials: &Credentials,
+        deadline: Timestamp,
+    ) -> Result<Response, IngressError> {
+        let form = payload::action_form(body).map_err(|details| RelayError::invalid_payload(&details))?;
+        let asked = match trigger::Trigger::of(&form) {
+            Ok(asked) => asked,
+            Err(trigger::Refused::Bare(error)) => return Err(error.into()),
+            Err(trigger::Refused::Failure(error)) => {
+                return Ok(relay_answer(relay::trigger_failure(&[error]).to_string()));
+            }
+        };
+        let mut message = Message { repeat: Repeat::AtMostOnce, ..Message::new(Bytes::new()) };
+        if asked.is_containment() {
+            message.lane = Lane::Urgent;
+        }
+        if let trigger::Act::Machine(_) = asked.act {
+            message.key = Some(job::Trigger::key(&asked.observable.value));
+        }
+        let job = |credentials| Job::Trigger(job::Trigger::new(credentials, form));
+        let reply = self.ask(message, credentials, deadline, job).await.and_then(|reply| decoded(&reply));
+        Ok(match reply {
+            Ok(reply) => answer_of(&reply),
+            Err(error) => relay_answer(relay::trigger_failure(&[error]).to_string()),
+        })
+    }
+
+    /// Has Defender asked how a machine action stands.
+    async fn action(
+        &self,
+        path: &str,
+        credentials: &Credentials,
+        deadline: Timestamp,
+    ) -> Result<Response, IngressError> {
+        let id = Route::action_id(path).unwrap_or_default();
+        if id.len() > ACTION_ID_LIMIT_BYTES || !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+            return Err(IngressError::Http(HttpError::NO_ACTION_ID));
+        }
+        let job = |credentials| Job::Action(job::Action { credentials, action_id: id.to_owned() });
+        let message = Message::new(Bytes::new());
+        let reply = self.ask(message, credentials, deadline, job).await.and_then(|reply| decoded(&reply));
+        Ok(match reply {
+            Ok(reply) => answer_of(&reply),
+            Err(error) => refusal(StatusCode::BAD_GATEWAY, &error),
+        })
+    }
+
+    /// Sends a job to the workers in `message` and returns their reply, unless it would wait for too long.
     async fn ask(
         &self,
+        mut message: Message,
         credentials: &Credentials,
         deadline: Timestamp,
         job: impl FnOnce(Sealed) -> Job,
-    ) -> Result<Response, IngressError> {
-        let admitted = self.admission.enter(&self.broker).ok_or_else(RelayError::busy)?;
-        let mut message = Message::new(Bytes::new());
+    ) -> Result<Bytes, RelayError> {
+        // Containment waits behind nothing in the queue, and is not refused for what waits there.
+        let admitted = self.admission.enter(&self.broker);
+        if admitted.is_none() && message.lane != Lane::Urgent {
+            return Err(RelayError::busy());
+        }
         let sealed = self.settings.seal_keys.seal(credentials, message.id).map_err(|error| {
             tracing::error!(error = %error, "credentials could not be sealed");
             RelayError::not_processed()
@@ -259,21 +346,54 @@ impl<B: Broker> Ingress<B> {
         .await;
         match reply {
             Ok(body) => {
-                admitted.replied();
-                Ok(relay_answer(body))
+                if let Some(admitted) = admitted {
+                    admitted.replied();
+                }
+                Ok(body)
             }
             Err(error) => {
                 propagation::fail(&span, error::class(&error));
                 tracing::warn!(error = %error, message.id = %id, job.kind = job.kind(), "no worker answered a relay call");
-                Err(IngressError::from(error::of_broker(&error)))
+                Err(error::of_broker(&error))
             }
         }
     }
 }
 
-/// The observables of a request that `/observe` looks for, each once.
+/// The longest id of a machine action; it is a GUID.
+const ACTION_ID_LIMIT_BYTES: usize = 64;
+
+/// Names the machine action that an answer is about, where the platform does not look: its schemas allow no member for it.
+const ACTION_ID: &str = "x-machine-action-id";
+
+/// A worker's reply; E14 where it could not work the job.
+fn decoded(reply: &[u8]) -> Result<Reply, RelayError> {
+    Reply::decode(reply).ok_or_else(RelayError::unforeseen)
+}
+
+/// A worker's reply as the answer.
+fn answer_of(reply: &Reply) -> Response {
+    let status = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::BAD_GATEWAY);
+    let mut response = json_response(status, reply.body.to_string());
+    let id = reply.action_id.as_deref().and_then(|id| HeaderValue::from_str(id).ok());
+    if let Some(id) = id {
+        response.headers_mut().insert(ACTION_ID, id);
+    }
+    response
+}
+
+/// A relay error with an HTTP status of its own, for the route that the platform does not know.
+fn refusal(status: StatusCode, error: &RelayError) -> Response {
+    json_response(status, relay::failure(std::slice::from_ref(error)).to_string())
+}
+
+/// (type, value) of each observable as the caller spelled it.
+fn as_received(observables: Vec<Observable>) -> Vec<(String, String)> {
+    observables.into_iter().map(|known| (known.spelled_type, known.spelled_value)).collect()
+}
+
+/// The observables of a request that the relay handles, each once.
 fn observables(body: &[u8]) -> Result<Vec<Observable>, RelayError> {
     let items = payload::observable_list(body).map_err(|details| RelayError::invalid_payload(&details))?;
-    let known = items.iter().filter_map(|(kind, value)| Observable::parse(kind, value));
-    Ok(observable::dedup(known.filter(Observable::is_observable).collect()))
+    Ok(observable::dedup(items.iter().filter_map(|(kind, value)| Observable::parse(kind, value)).collect()))
 }

@@ -10,17 +10,36 @@ pub(super) enum Route {
     Refer,
     Respond,
     Trigger,
+    Action,
 }
 
 /// All of them.
 pub(super) const ROUTES: [Route; 7] =
     [Route::Health, Route::Version, Route::Observe, Route::Deliberate, Route::Refer, Route::Respond, Route::Trigger];
 
+/// What comes before the id in the path of a machine action: no route of the platform.
+const ACTIONS: &str = "/actions/";
+
 impl Route {
     /// The route of a path; one trailing slash does not matter, any other difference does.
     pub(super) fn of(path: &str) -> Option<Self> {
         let path = path.strip_suffix('/').unwrap_or(path);
-        ROUTES.into_iter().find(|route| route.path() == path)
+        let known = ROUTES.into_iter().find(|route| route.path() == path);
+        known.or_else(|| Self::action_id(path).map(|_| Self::Action))
+    }
+
+    /// What stands for the id in the path of a machine action: one segment, whatever is in it.
+    pub(super) fn action_id(path: &str) -> Option<&str> {
+        let path = path.strip_suffix('/').unwrap_or(path);
+        path.strip_prefix(ACTIONS).filter(|id| !id.is_empty() && !id.contains('/'))
+    }
+
+    /// The one method it has, beside `OPTIONS`.
+    pub(super) const fn method(self) -> http::Method {
+        match self {
+            Self::Action => http::Method::GET,
+            _ => http::Method::POST,
+        }
     }
 
     /// Its path without a trailing slash.
@@ -33,6 +52,7 @@ impl Route {
             Self::Refer => "/refer/observables",
             Self::Respond => "/respond/observables",
             Self::Trigger => "/respond/trigger",
+            Self::Action => "/actions/{id}",
         }
     }
 }
@@ -48,6 +68,12 @@ mod tests {
             assert_eq!(Route::of(&format!("{}/", route.path())), Some(route));
         }
         for path in ["", "/", "//health", "/health//", "/Health", "/observe", "/health/x", "health", "/watchdog"] {
+            assert_eq!(Route::of(path), None, "{path}");
+        }
+        for path in ["/actions/0e8d-1", "/actions/0e8d-1/"] {
+            assert_eq!((Route::of(path), Route::action_id(path)), (Some(Route::Action), Some("0e8d-1")));
+        }
+        for path in ["/actions", "/actions/", "/actions//", "/actions/a/b"] {
             assert_eq!(Route::of(path), None, "{path}");
         }
     }

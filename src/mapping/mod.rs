@@ -4,6 +4,7 @@
 //! [`wanted_profiles`] and [`wanted_devices`], read by the worker, and handed in as [`Lookups`]; what is missing there
 //! is not known, and costs detail, never the sighting.
 
+pub mod action;
 #[cfg(test)]
 mod fixtures;
 mod hashes;

@@ -123,6 +123,11 @@ impl RelayError {
         Self::invalid_request("Unsupported action.")
     }
 
+    /// The relay itself does not do what a trigger asks for: the guard, the brake or a cap (`DESIGN.md` 10, ruling 13).
+    pub fn refused(why: &str) -> Self {
+        Self::fatal("refused", format!("The relay refused the action: {}.", bounded(why)))
+    }
+
     /// E16: an indicator action on a type that has no indicator type.
     pub fn unsupported_type(type_as_received: &str) -> Self {
         Self::fatal("unsupported type", format!("Unsupported observable type {}", bounded(type_as_received)))
@@ -309,6 +314,7 @@ mod tests {
                 "invalid request",
                 "Invalid request to Microsoft Defender for Endpoint. Unsupported action.",
             ),
+            (RelayError::refused("it is late"), "refused", "The relay refused the action: it is late."),
             (RelayError::unsupported_type("URL"), "unsupported type", "Unsupported observable type URL"),
             (
                 RelayError::invalid_value(),

@@ -9,7 +9,10 @@ pub mod key_set;
 pub mod limit;
 pub mod observable;
 pub mod payload;
+pub mod refer;
+pub mod respond;
 pub mod token;
+pub mod trigger;
 
 pub use error::{ErrorType, RelayError};
 pub use observable::{Kind, Observable};
@@ -93,6 +96,11 @@ pub fn empty_list() -> Value {
     json!({"data": []})
 }
 
+/// `/refer` with these links.
+pub fn links(links: &[refer::Link]) -> Value {
+    json!({ "data": links })
+}
+
 /// `/respond/trigger` when the action was taken.
 pub fn trigger_success() -> Value {
     json!({"data": {"status": "success"}})
@@ -118,9 +126,15 @@ pub struct HttpError {
 impl HttpError {
     /// Unknown route.
     pub const NOT_FOUND: Self = Self { code: 404, message: "The requested URL was not found.", reason: "NotFound" };
-    /// Known route, wrong method; goes with `Allow: OPTIONS, POST`.
+    /// Known route, wrong method; goes with `Allow`.
     pub const METHOD_NOT_ALLOWED: Self =
         Self { code: 405, message: "The method is not allowed for the requested URL.", reason: "MethodNotAllowed" };
+    /// What stands in the place of a machine action's id is none.
+    pub const NO_ACTION_ID: Self =
+        Self { code: 400, message: "The id of a machine action is letters, digits and dashes.", reason: "BadRequest" };
+    /// Defender does not know the machine action.
+    pub const UNKNOWN_ACTION: Self =
+        Self { code: 404, message: "Defender does not know the machine action.", reason: "NotFound" };
     /// Body over [`MAX_BODY_BYTES`].
     pub const PAYLOAD_TOO_LARGE: Self =
         Self { code: 413, message: "The request body is too large.", reason: "PayloadTooLarge" };

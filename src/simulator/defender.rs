@@ -1,8 +1,7 @@
 //! Defender for Endpoint's REST API (`defender.md` 5): files, alerts, machines, exposure score; machine actions are
-//! beside it in `actions`.
+//! beside it in `actions`, indicators in `indicators`.
 //!
-//! Refusals come in the service's order: token, audience, script, quota, role, then the request itself. Indicators and
-//! the other actions are unknown so far and answer 404.
+//! Refusals come in the service's order: token, audience, script, quota, role, then the request itself.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -15,6 +14,7 @@ use super::actions::{self, ActionKind};
 use super::answer::{Answer, DEFENDER_JSON};
 use super::data::Data;
 use super::entra::DEFENDER_RESOURCES;
+use super::indicators;
 use super::odata::{Filter, Kind, Lookup, Options, Properties};
 use super::request::{Incoming, encode};
 use super::world::World;
@@ -65,6 +65,11 @@ const MACHINE_ROLES: &[&str] = &["Machine.Read.All", "Machine.ReadWrite.All"];
 const FILE_ROLES: &[&str] = &["File.Read.All"];
 const SCORE_ROLES: &[&str] = &["Score.Read.All"];
 const ISOLATE_ROLES: &[&str] = &["Machine.Isolate"];
+const RESTRICT_ROLES: &[&str] = &["Machine.RestrictExecution"];
+const SCAN_ROLES: &[&str] = &["Machine.Scan"];
+const COLLECT_ROLES: &[&str] = &["Machine.CollectForensics"];
+const INDICATOR_ROLES: &[&str] = &["Ti.ReadWrite.All"];
+const INDICATOR_READ_ROLES: &[&str] = &["Ti.ReadWrite", "Ti.ReadWrite.All"];
 const CANCEL_ROLES: &[&str] =
     &["Machine.Isolate", "Machine.RestrictExecution", "Machine.Scan", "Machine.CollectForensics"];
 
@@ -85,8 +90,12 @@ pub(super) enum Endpoint {
     Actions,
     Action(String),
     Cancel(String),
+    Available(String),
+    Indicators,
+    SubmitIndicator,
+    DeleteIndicator(String),
     ExposureScore,
-    /// The hunting calls that Microsoft retires.
+    /// The calls that Microsoft retires or has ended.
     Retired(&'static str),
     /// A known route under a method it does not have.
     WrongMethod,
@@ -109,8 +118,15 @@ impl Endpoint {
             ["machines", call] if call.starts_with("findbyip(") => Self::FindByIp((*call).to_owned()),
             ["machines", id] => Self::Machine((*id).to_owned()),
             ["machines", id, "alerts"] => Self::MachineAlerts((*id).to_owned()),
-            ["machines", id, "isolate"] => Self::Post(ActionKind::Isolate, (*id).to_owned()),
-            ["machines", id, "unisolate"] => Self::Post(ActionKind::Unisolate, (*id).to_owned()),
+            ["machines", _, "startInvestigation"] => return Self::Retired("machines/{id}/startInvestigation"),
+            ["machines", id, "availableMachineActions"] => Self::Available((*id).to_owned()),
+            ["machines", id, segment] if let Some(kind) = ActionKind::of_route(segment) => {
+                Self::Post(kind, (*id).to_owned())
+            }
+            ["indicators"] if *method == Method::POST => return Self::SubmitIndicator,
+            ["indicators"] => Self::Indicators,
+            ["indicators", id] if *method == Method::DELETE => return Self::DeleteIndicator((*id).to_owned()),
+            ["indicators", _] => return Self::WrongMethod,
             ["machineactions"] => Self::Actions,
             ["machineactions", id] => Self::Action((*id).to_owned()),
             ["machineactions", id, "cancel"] => Self::Cancel((*id).to_owned()),
@@ -135,6 +151,8 @@ impl Endpoint {
             Self::Machines | Self::Machine(_) | Self::FindByIp(_) => "machines",
             Self::Post(..) | Self::Cancel(_) => "actions",
             Self::Actions | Self::Action(_) => "machineactions",
+            Self::Available(_) => "availableMachineActions",
+            Self::Indicators | Self::SubmitIndicator | Self::DeleteIndicator(_) => "indicators",
             Self::ExposureScore => "exposureScore",
             Self::Retired(_) => "retired",
             Self::WrongMethod | Self::Unknown => "unknown",
@@ -156,6 +174,13 @@ impl Endpoint {
             Self::FindByIp(_) => "machines/findbyip",
             Self::Post(ActionKind::Isolate, _) => "machines/{id}/isolate",
             Self::Post(ActionKind::Unisolate, _) => "machines/{id}/unisolate",
+            Self::Post(ActionKind::RestrictCodeExecution, _) => "machines/{id}/restrictCodeExecution",
+            Self::Post(ActionKind::UnrestrictCodeExecution, _) => "machines/{id}/unrestrictCodeExecution",
+            Self::Post(ActionKind::RunAntiVirusScan, _) => "machines/{id}/runAntiVirusScan",
+            Self::Post(ActionKind::CollectInvestigationPackage, _) => "machines/{id}/collectInvestigationPackage",
+            Self::Available(_) => "machines/{id}/availableMachineActions",
+            Self::Indicators | Self::SubmitIndicator => "indicators",
+            Self::DeleteIndicator(_) => "indicators/{id}",
             Self::Actions => "machineactions",
             Self::Action(_) => "machineactions/{id}",
             Self::Cancel(_) => "machineactions/{id}/cancel",
@@ -180,7 +205,17 @@ impl Endpoint {
             "files" => FILE_ROLES,
             "alerts" => ALERT_ROLES,
             "machines" | "machineactions" => MACHINE_ROLES,
-            "actions" => ISOLATE_ROLES,
+            "availableMachineActions" => MACHINE_ROLES,
+            "actions" => match self {
+                Self::Post(ActionKind::RestrictCodeExecution | ActionKind::UnrestrictCodeExecution, _) => {
+                    RESTRICT_ROLES
+                }
+                Self::Post(ActionKind::RunAntiVirusScan, _) => SCAN_ROLES,
+                Self::Post(ActionKind::CollectInvestigationPackage, _) => COLLECT_ROLES,
+                _ => ISOLATE_ROLES,
+            },
+            "indicators" if *self == Self::Indicators => INDICATOR_READ_ROLES,
+            "indicators" => INDICATOR_ROLES,
             "exposureScore" => SCORE_ROLES,
             _ => &[],
         }
@@ -245,6 +280,10 @@ pub(super) fn answer(world: &World, endpoint: &Endpoint, request: &Incoming) -> 
         Endpoint::Actions => actions::actions(world, request, caller),
         Endpoint::Action(id) => actions::action(world, caller, id),
         Endpoint::Cancel(id) => actions::cancel(world, request, caller, id),
+        Endpoint::Available(id) => actions::available(&data, id),
+        Endpoint::Indicators => indicators::list(world, request, caller),
+        Endpoint::SubmitIndicator => indicators::submit(world, request, caller),
+        Endpoint::DeleteIndicator(id) => indicators::delete(world, caller, id),
         Endpoint::ExposureScore => {
             let time = world.clock.now().to_string();
             Ok(entity(200, "ExposureScore", &json!({"time": time, "score": 33.491_554_051_195_706_f64})))
@@ -294,7 +333,7 @@ fn file(data: &Data, id: &str) -> Result<Answer, Answer> {
     data.file(&id.to_ascii_lowercase()).map(|file| entity(200, "Files", file)).ok_or_else(|| not_found("File", id))
 }
 
-fn is_hex(text: &str, length: usize) -> bool {
+pub(super) fn is_hex(text: &str, length: usize) -> bool {
     text.len() == length && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
@@ -308,26 +347,35 @@ fn sha1(text: &str) -> Result<String, Answer> {
 }
 
 fn domain(text: &str) -> Result<String, Answer> {
-    let label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    let valid = text.len() <= 253
-        && text.contains('.')
-        && text.split('.').all(label)
-        && !text.rsplit('.').next().is_some_and(|top| top.bytes().all(|byte| byte.is_ascii_digit()));
-    if valid {
+    if is_domain(text) {
         Ok(text.to_ascii_lowercase())
     } else {
         Err(error(400, "InvalidDomainName", &format!("Domain name '{text}' is not valid (simulated).")))
     }
 }
 
+pub(super) fn is_domain(text: &str) -> bool {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    text.len() <= 253
+        && text.contains('.')
+        && text.split('.').all(label)
+        && !text.rsplit('.').next().is_some_and(|top| top.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 /// IPv4 only: the relay that came before noted that IPv6 is answered 400 (`defender.md` 5.4).
 fn address(text: &str) -> Result<Ipv4Addr, Answer> {
     text.parse().map_err(|_| error(400, "InvalidIpAddress", &format!("IP address '{text}' is not valid (simulated).")))
+}
+
+/// A whole list of that set.
+pub(super) fn list(set: &str, value: &Value) -> Answer {
+    let body = json!({"@odata.context": format!("{CONTEXT}{set}"), "value": value});
+    Answer::json(200, DEFENDER_JSON, &body)
 }
 
 /// One entity of that set.

@@ -13,7 +13,8 @@
 //! ```text
 //! POST /{tenant}/oauth2/v2.0/token               Entra      entra.rs
 //! GET  /api/{files,domains,ips,alerts,machines}  Defender   defender.rs
-//!      /api/machineactions, isolate, unisolate   Defender   actions/
+//!      /api/machineactions, /api/machines/{id}/isolate, ... Defender   actions/
+//!      /api/indicators                           Defender   indicators.rs
 //! POST /v1.0/security/runHuntingQuery            Graph      graph.rs
 //!      /api/v2.x/..., /api/v3.x/...              Cognito    cognito/
 //! GET  /.well-known/jwks                         platform   key_set.rs
@@ -79,6 +80,7 @@ mod defender;
 mod entra;
 mod faults;
 mod graph;
+mod indicators;
 mod key_set;
 pub mod kql;
 mod odata;

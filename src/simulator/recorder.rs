@@ -32,6 +32,8 @@ pub struct Recorded {
     pub headers: BTreeMap<&'static str, String>,
     /// The hunting query.
     pub hunting: Option<String>,
+    /// The body of a call that changes something at Defender.
+    pub body: Option<String>,
     /// What it was answered; absent while it is in work, or when it got no answer.
     pub status: Option<u16>,
 }
@@ -203,6 +205,7 @@ mod tests {
             client: None,
             headers: BTreeMap::new(),
             hunting: None,
+            body: None,
             status: None,
         }
     }

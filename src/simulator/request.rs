@@ -179,6 +179,7 @@ impl Incoming {
             client: None,
             headers: BTreeMap::new(),
             hunting: None,
+            body: None,
             status: None,
         };
         if !whole {
@@ -191,7 +192,9 @@ impl Incoming {
             Target::Token(_) => entra::client_of(&self.body),
             _ => self.caller.as_ref().map(|caller| caller.client.clone()),
         };
+        let writes = matches!(self.target, Target::Defender(_)) && self.method != Method::GET && !self.body.is_empty();
         Recorded {
+            body: writes.then(|| String::from_utf8_lossy(&self.body).into_owned()),
             method: self.method.to_string(),
             path: self.path.clone(),
             query: query.join("&"),
@@ -266,7 +269,8 @@ mod tests {
             ("GET", "/api/machineactions", "machineactions", "machineactions"),
             ("GET", "/api/machineactions/abc", "machineactions", "machineactions/{id}"),
             ("POST", "/api/machineactions/abc/cancel", "actions", "machineactions/{id}/cancel"),
-            ("POST", "/api/machines/abc/restrictCodeExecution", "unknown", "unknown"),
+            ("POST", "/api/machines/abc/restrictCodeExecution", "actions", "machines/{id}/restrictCodeExecution"),
+            ("GET", "/api/machines/abc/restrictCodeExecution", "unknown", "unknown"),
             ("GET", "/t/oauth2/token", "unknown", "unknown"),
             ("GET", "/api/v2.5/hosts/7", "cognito", "hosts/{id}"),
             ("PATCH", "/api/v3.4/tagging/host/7", "cognito", "tagging/host/{id}"),

@@ -15,6 +15,7 @@ use super::cognito::Cognito;
 use super::data::Data;
 use super::entra::Tokens;
 use super::faults::Faults;
+use super::indicators::Indicators;
 use super::key_set::KeySet;
 use super::platform::Registry;
 use super::quota::{Ledger, Quota, Refusal};
@@ -57,6 +58,7 @@ pub(super) struct World {
     pub(super) platform: Mutex<Registry>,
     script: RwLock<Script>,
     pub(super) actions: Mutex<Book>,
+    pub(super) indicators: Mutex<Indicators>,
     /// Ticks when the actions change by a call, not by the passing of time.
     pub(super) actions_changed: watch::Sender<u64>,
     pub(super) recorder: Recorder,
@@ -85,6 +87,7 @@ impl World {
             platform: Mutex::default(),
             script: RwLock::default(),
             actions: Mutex::default(),
+            indicators: Mutex::default(),
             actions_changed: watch::Sender::new(0),
             recorder: Recorder::new(settings.record_limit),
             stop: CancellationToken::new(),
@@ -112,6 +115,7 @@ impl World {
         lock(&self.ledger).clear();
         lock(&self.faults).clear();
         lock(&self.actions).clear();
+        lock(&self.indicators).clear();
         self.set_script(Script::default());
         self.brain.reset(&settings.brain);
         lock(&self.platform).clear();

@@ -167,6 +167,7 @@ pub fn process_span(system: &'static str, queue: &Queue, delivery: &Delivery, no
         messaging.message.waited_ms = waited.as_millis() as i64,
         job.kind = Empty,
         job.outcome = Empty,
+        action.id = Empty,
         error.type = Empty,
         trace_id = Empty,
     );

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::Triggers;
 use super::observe::answers::Answers;
 use crate::config::WorkerSettings;
 use crate::credentials::{Credentials, SealKeys};
@@ -22,6 +23,7 @@ pub struct Context {
     /// Where to count.
     pub metrics: Metrics,
     pub(super) answers: Answers,
+    pub(super) triggers: Arc<Triggers>,
 }
 
 impl Context {
@@ -40,16 +42,28 @@ impl Context {
             seal_keys,
             metrics,
             answers: Answers::new(settings.answer_ttl),
+            triggers: Arc::default(),
         }
+    }
+
+    /// The same context, working triggers by these rules.
+    #[must_use]
+    pub fn with_triggers(self, triggers: Triggers) -> Self {
+        Self { triggers: triggers.into(), ..self }
     }
 
     /// One job's use of Defender, over by `until`.
     pub(super) fn session(&self, credentials: &Credentials, until: Instant) -> Session {
+        self.limited_session(credentials, until, Limits::default())
+    }
+
+    /// The same with other limits.
+    pub(super) fn limited_session(&self, credentials: &Credentials, until: Instant, limits: Limits) -> Session {
         let credentials = defender::Credentials {
             tenant_id: credentials.tenant_id.clone(),
             client_id: credentials.client_id.clone(),
             proof: credentials.client_secret.clone().into(),
         };
-        self.defender.session(credentials, until, Limits::default())
+        self.defender.session(credentials, until, limits)
     }
 }

@@ -1,12 +1,15 @@
 //! The loop: receive, work, settle. It knows kinds of jobs only by their handlers; a handler knows only its job and what
 //! it was given to work with.
 
+mod action;
 pub mod context;
 mod health;
 pub mod host;
 mod observe;
 mod relay;
 mod report;
+mod respond;
+mod trigger;
 
 use std::future::Future;
 use std::time::Duration;
@@ -20,6 +23,7 @@ use tracing::Instrument as _;
 pub use self::context::Context;
 pub use self::host::Hosts;
 pub use self::report::{Report, Standing};
+pub use self::trigger::Triggers;
 use crate::broker::{Broker, BrokerError, Delivery, Lane, Message, Queue, Receiver, Settlement};
 use crate::job;
 use crate::shutdown::Shutdown;
@@ -186,6 +190,11 @@ async fn work(
     }
     .instrument(span)
     .await;
+}
+
+/// Names the machine action that the job in hand is about in its span.
+fn name_action(id: &str) {
+    tracing::Span::current().record("action.id", id);
 }
 
 /// What became of a delivery.

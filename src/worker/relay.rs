@@ -9,9 +9,9 @@ use futures_util::FutureExt as _;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{Context, NEWER_VERSION_DELAY, Worked, health, observe};
+use super::{Context, NEWER_VERSION_DELAY, Worked, action, health, observe, respond, trigger};
 use crate::broker::{Message, Settlement};
-use crate::job::{self, DecodeError, Job};
+use crate::job::{DecodeError, Job};
 use crate::relay::{self, RelayError};
 
 /// Workers answer this long before the caller's deadline, so that the answer arrives in time (`DESIGN.md` 10, ruling 9).
@@ -68,8 +68,7 @@ pub(super) async fn step(message: &Message, attempt: u32, deadline: Option<Times
     let kind = job.kind();
     // The caller's deadline may be further away than any clock: then the longest wait a caller can have is enough.
     let until = Instant::now() + left.saturating_sub(ANSWER_MARGIN).min(Duration::from_secs(3600));
-    let (Job::Observe(job::Observe { credentials, .. }) | Job::Health(job::Health { credentials })) = &job;
-    let credentials = match context.seal_keys.open(credentials, message.id) {
+    let credentials = match context.seal_keys.open(job.credentials(), message.id) {
         Ok(credentials) => credentials,
         Err(error) => {
             tracing::error!(error = %error, "a relay job cannot be opened; do ingress and workers have the same keys?");
@@ -80,6 +79,9 @@ pub(super) async fn step(message: &Message, attempt: u32, deadline: Option<Times
         match job {
             Job::Observe(job) => observe::handle(job, &credentials, until, context).await,
             Job::Health(_) => health::handle(&credentials, until, context).await,
+            Job::Respond(job) => respond::handle(job, &credentials, until, context).await,
+            Job::Trigger(job) => trigger::handle(job, message.id, &credentials, until, context).await.encode(),
+            Job::Action(job) => action::handle(&job.action_id, &credentials, until, context).await.encode(),
         }
     };
     match AssertUnwindSafe(handled).catch_unwind().await {
@@ -101,6 +103,7 @@ mod tests {
     use crate::config::WorkerSettings;
     use crate::credentials::{Credentials, SealKeys};
     use crate::defender::{self, Defender, Family, Permits, Purpose};
+    use crate::job;
     use crate::outbound::Outbound;
     use crate::telemetry::metrics::Metrics;
 

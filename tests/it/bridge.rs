@@ -10,8 +10,8 @@ use defender_bridge::broker::sqlite::{self, Sqlite};
 use defender_bridge::cli::roles::{self, Roles, Running};
 use defender_bridge::cognito;
 use defender_bridge::config::{
-    Applications, CognitoSettings, DefenderSettings, HostSettings, IngressSettings, Keys, Routes, WebhookSettings,
-    WorkerSettings,
+    Applications, CognitoSettings, DefenderSettings, HostSettings, IngressSettings, Keys, RespondSettings, Routes,
+    WebhookSettings, WorkerSettings,
 };
 use defender_bridge::containment::Policy;
 use defender_bridge::credentials::SealKeys;
@@ -69,8 +69,12 @@ pub struct Options {
     /// In place of the upstream's URL, for Graph only.
     pub graph_url: Option<String>,
     pub worker: bool,
+    /// Another worker with a connection of its own; on RabbitMQ only.
+    pub second_worker: bool,
     /// Who may send host events; `None`: there is no webhook.
     pub webhook: Option<WebhookSettings>,
+    /// What response actions keep to.
+    pub respond: RespondSettings,
     /// What is done about hosts of the simulated brain; `None`: nothing.
     pub hosts: Option<Policy>,
     /// Another application that isolates.
@@ -115,7 +119,9 @@ impl Default for Options {
             defender_url: None,
             graph_url: None,
             worker: true,
+            second_worker: false,
             webhook: None,
+            respond: RespondSettings::default(),
             hosts: None,
             response: None,
             sweep_interval: None,
@@ -169,6 +175,7 @@ pub struct TestBridge {
     pub client: reqwest::Client,
     pub folder: TempDir,
     running: Running,
+    second: Option<Running>,
 }
 
 impl TestBridge {
@@ -181,6 +188,7 @@ impl TestBridge {
         let simulator = Simulator::start(options.simulator.clone()).await.expect("the simulator listens");
         let shutdown = Shutdown::new(options.grace);
         let upstream = options.upstream.clone().unwrap_or_else(|| simulator.url());
+        let mut second = None;
         let running = match options.queue {
             Queue::Sqlite => {
                 let path = folder.path().join("queue.sqlite");
@@ -189,8 +197,15 @@ impl TestBridge {
                 start_roles(broker, &options, &upstream, shutdown.clone()).await
             }
             Queue::RabbitMq => {
-                let broker = RabbitMq::connect(rabbitmq_settings("bridge")).await.expect("RabbitMQ is there");
-                start_roles(broker, &options, &upstream, shutdown.clone()).await
+                let settings = rabbitmq_settings("bridge");
+                let broker = RabbitMq::connect(settings.clone()).await.expect("RabbitMQ is there");
+                let running = start_roles(broker, &options, &upstream, shutdown.clone()).await;
+                if options.second_worker {
+                    let broker = RabbitMq::connect(settings).await.expect("RabbitMQ is there");
+                    let roles = Roles { ingress: None, ..roles_of(&options, &upstream) };
+                    second = Some(roles::start(broker, roles, shutdown.clone()).await.expect("the worker starts"));
+                }
+                running
             }
         };
         Self {
@@ -201,6 +216,7 @@ impl TestBridge {
             client: client(),
             folder,
             running,
+            second,
         }
     }
 
@@ -239,16 +255,15 @@ impl TestBridge {
     pub async fn stop(self) {
         self.shutdown.begin();
         self.running.wait().await.expect("the roles stop in order");
+        if let Some(second) = self.second {
+            second.wait().await.expect("the worker stops in order");
+        }
         self.simulator.stop().await;
     }
 }
 
 async fn start_roles<B: Broker>(broker: B, options: &Options, upstream: &str, shutdown: Shutdown) -> Running {
-    let secrets: Vec<_> = options.token_keys.iter().map(|key| key.as_str().into()).collect();
-    let seal_keys = Arc::new(match &options.seal_keys {
-        Some(keys) => SealKeys::parse(keys).expect("sealing keys"),
-        None => SealKeys::derive(&secrets.iter().collect::<Vec<_>>()),
-    });
+    let seal_keys = seal_keys(options);
     if let Some(Permitting(permits)) = &options.permits {
         let upstream: url::Url = upstream.parse().expect("a URL");
         let settings = defender::Settings {
@@ -264,9 +279,23 @@ async fn start_roles<B: Broker>(broker: B, options: &Options, upstream: &str, sh
         let context = worker::Context::new(defender, &portal, Arc::clone(&seal_keys), Metrics::default(), &settings);
         tokio::spawn(worker::run(broker.clone(), context, None, options.concurrency, shutdown.clone()));
     }
+    roles::start(broker, roles_of(options, upstream), shutdown).await.expect("the roles start")
+}
+
+fn seal_keys(options: &Options) -> Arc<SealKeys> {
+    let secrets: Vec<SecretString> = options.token_keys.iter().map(|key| key.as_str().into()).collect();
+    Arc::new(match &options.seal_keys {
+        Some(keys) => SealKeys::parse(keys).expect("sealing keys"),
+        None => SealKeys::derive(&secrets.iter().collect::<Vec<_>>()),
+    })
+}
+
+fn roles_of(options: &Options, upstream: &str) -> Roles {
+    let secrets = options.token_keys.iter().map(|key| key.as_str().into()).collect();
+    let seal_keys = seal_keys(options);
     let url_of = |own: &Option<String>| -> url::Url { own.as_deref().unwrap_or(upstream).parse().expect("a URL") };
     let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
-    let roles = Roles {
+    Roles {
         ingress: Some(roles::Ingress {
             settings: IngressSettings {
                 listen: any_port,
@@ -277,6 +306,7 @@ async fn start_roles<B: Broker>(broker: B, options: &Options, upstream: &str, sh
                 key_sets: options.key_sets.clone(),
             },
             keys: Keys { token_keys: secrets, seal_keys: Arc::clone(&seal_keys) },
+            portal_url: DefenderSettings::default().portal_url,
             webhook: options.webhook.clone(),
         }),
         worker: (options.worker && options.permits.is_none()).then(|| roles::Worker {
@@ -292,11 +322,11 @@ async fn start_roles<B: Broker>(broker: B, options: &Options, upstream: &str, sh
                 None => seal_keys,
             },
             retry: options.retry.clone(),
+            respond: options.respond.clone(),
             hosts: options.hosts.clone().map(|policy| host_settings(options, upstream, policy)),
         }),
         admin_listen: Some(any_port),
-    };
-    roles::start(broker, roles, shutdown).await.expect("the roles start")
+    }
 }
 
 /// The story's brain, as the bridge's own user, faster than any brain.

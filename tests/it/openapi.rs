@@ -3,7 +3,9 @@
 use boon::{Compiler, Schemas};
 use defender_bridge::config::Routes;
 use defender_bridge::simulator::Fault;
-use defender_bridge::simulator::scenario::{C2_ADDRESS, DROPPED_SHA256, PHISHING_DOMAIN};
+use defender_bridge::simulator::scenario::{
+    C2_ADDRESS, DEMO_TENANT_ID, DROPPED_SHA256, HR_WORKSTATION, PHISHING_DOMAIN,
+};
 use http::Method;
 use serde_json::{Value, json};
 
@@ -171,6 +173,19 @@ async fn real_answers_of_the_relay_fit_the_document() {
     ] {
         let form = json!({"action-id": action, "observable_type": kind, "observable_value": value});
         described.relay("/respond/trigger", &form.to_string()).await;
+    }
+    let url = |id: &str| described.bridge.url(&format!("/actions/{id}"));
+    let get = |id: &str| described.bridge.client.get(url(id));
+    let action = described.bridge.control().isolate_in_portal(DEMO_TENANT_ID, HR_WORKSTATION, "ann").unwrap();
+    for (request, status) in [
+        (get(&action).bearer_auth(demo_token()), 200),
+        (get("00000000-0000-4000-8000-00000000ffff").bearer_auth(demo_token()), 404),
+        (get("a%20b").bearer_auth(demo_token()), 400),
+        (get(&action), 401),
+    ] {
+        let answer = described.send(request).await;
+        assert_eq!(answer.status, status, "{}", answer.text);
+        described.check("/actions/{id}", "get", &answer);
     }
     described.bridge.control().fail_next("alerts", Fault::Refuse { status: 403 }, 10);
     described.bridge.control().fail_next("hunting", Fault::Refuse { status: 403 }, 10);

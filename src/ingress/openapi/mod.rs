@@ -19,7 +19,7 @@ use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use super::error::IngressError;
-use super::routes::ROUTES;
+use super::routes::{ROUTES, Route};
 use super::{body, json_response, webhook};
 use crate::relay::MAX_BODY_BYTES;
 
@@ -128,6 +128,7 @@ fn document(webhook: bool) -> Value {
     for route in ROUTES {
         paths.insert(route.path().to_owned(), relay::path(route, &mut schemas));
     }
+    paths.insert(Route::Action.path().to_owned(), relay::action(&mut schemas));
     if webhook {
         paths.insert(webhook::PATH.to_owned(), hosts::path(&mut schemas));
     }
@@ -168,6 +169,7 @@ fn document(webhook: bool) -> Value {
         "servers": [{"url": "/"}],
         "tags": [
             {"name": "relay", "description": "What Cisco Threat Response asks."},
+            {"name": "actions", "description": "What became of machine actions."},
             {"name": "hosts", "description": "Events about hosts of Vectra Cognito."},
             {"name": "document", "description": "This document."},
         ],
@@ -179,8 +181,9 @@ fn document(webhook: bool) -> Value {
 const DESCRIPTION: &str = "The relay's routes answer HTTP 200 for good and bad alike: what was found is in `data`, what \
     was not found out, and every refusal, in `errors`. Other statuses come from below the relay: 400 and 408 for a body \
     that does not arrive, 404 for an unknown path, 405 (with `Allow`) for a method that a path does not have, 413 for a \
-    body over 1 MiB; their body is an `HttpError`. The webhook answers with statuses and problem details (RFC 9457). One \
-    slash at the end of a path does not matter, nor does a query, nor the content type of a relay's request.";
+    body over 1 MiB; their body is an `HttpError`. `/actions/{id}` has statuses of its own. The webhook answers with \
+    statuses and problem details (RFC 9457). One slash at the end of a path does not matter, nor does a query, nor the \
+    content type of a relay's request.";
 
 fn own_path() -> Value {
     json!({
@@ -206,7 +209,6 @@ fn own_path() -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ingress::routes::Route;
 
     #[test]
     fn every_route_is_in_the_document_and_nothing_else() {

@@ -2,9 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::shapes::{Action, ActionForm, Answer, Health, Link, Observables, Observed, Triggered, Verdicts, Version};
+use super::shapes::{
+    Action, ActionForm, Answer, Failed, Health, Link, MachineAction, Observables, Observed, Triggered, Verdicts,
+    Version,
+};
 use super::{Schemas, options};
-use crate::ingress::error::ALLOW;
+use crate::ingress::error::{ALLOW, ALLOW_GET};
 use crate::ingress::routes::Route;
 use crate::relay::ctim::{ObservedTime, Sighting};
 use crate::relay::{self, HttpError, Observable, ObserveReply, RelayError, payload, token};
@@ -78,6 +81,7 @@ fn operation(route: Route, schemas: &mut Schemas) -> Value {
                 &[("nothing", relay::empty_list()), refused],
             )},
         }),
+        Route::Action => unreachable!("it has a path of its own, see `action`"),
         Route::Trigger => json!({
             "operationId": "trigger",
             "summary": "Takes an action that was offered",
@@ -98,6 +102,38 @@ fn operation(route: Route, schemas: &mut Schemas) -> Value {
             )},
         }),
     }
+}
+
+/// The path that tells how a machine action stands: no route of the platform, with statuses of its own.
+pub(super) fn action(schemas: &mut Schemas) -> Value {
+    let id = json!({
+        "name": "id", "in": "path", "required": true,
+        "description": "Defender's id of the action, as in the header `x-machine-action-id` of a trigger's answer.",
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9-]{1,64}$"},
+    });
+    let mut get = json!({
+        "operationId": "action",
+        "tags": ["actions"],
+        "summary": "How a machine action stands, asked of Defender now",
+        "security": [{"relayToken": []}],
+        "responses": {"200": schemas.answer::<MachineAction>("As Defender has it.", &[])},
+    });
+    for (status, description, error) in [
+        ("400", "No id of an action.", HttpError::NO_ACTION_ID),
+        ("404", "Defender does not know the action, or response actions are switched off.", HttpError::UNKNOWN_ACTION),
+    ] {
+        get["responses"][status] = schemas.answer::<HttpError>(description, &[("error", json!(error))]);
+    }
+    for (status, description, error) in [
+        ("401", "No good token, or one that Microsoft refuses.", RelayError::from(token::TokenError::WrongKey)),
+        ("403", "The application lacks a permission.", RelayError::permission_denied("Machine.Read.All")),
+        ("429", "Defender's quota is used up.", RelayError::too_many_requests()),
+        ("502", "Defender or the workers did not answer.", RelayError::not_processed()),
+        ("504", "Defender did not answer in time.", RelayError::deadline(false)),
+    ] {
+        get["responses"][status] = schemas.answer::<Failed>(description, &[("failed", relay::failure(&[error]))]);
+    }
+    json!({ "parameters": [id], "get": get, "options": options(ALLOW_GET) })
 }
 
 /// The body of what asks about observables.

@@ -175,3 +175,47 @@ pub(super) struct Action {
     #[serde(rename = "query-params")]
     query_params: std::collections::BTreeMap<String, String>,
 }
+
+/// Why there is nothing to tell.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub(super) struct Failed {
+    /// One or more.
+    #[schemars(length(min = 1))]
+    errors: Vec<RelayError>,
+}
+
+/// A machine action.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub(super) struct MachineAction {
+    /// Under Defender's own names.
+    data: MachineActionData,
+}
+
+/// What Defender says of a machine action; `null` where it says nothing.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct MachineActionData {
+    /// The action's id.
+    id: String,
+    /// `Isolate`, `Unisolate`, `RunAntiVirusScan`, ...
+    #[serde(rename = "type")]
+    kind: String,
+    /// `Pending`, `InProgress`, `Succeeded`, `Failed`, `TimeOut`, `Cancelled`.
+    status: String,
+    /// `Full`, `Selective` of an isolation; `Quick`, `Full` of a scan.
+    scope: Option<String>,
+    /// The machine's id.
+    machine_id: Option<String>,
+    /// The machine's name.
+    computer_dns_name: Option<String>,
+    /// Who asked for it.
+    requestor: Option<String>,
+    /// The comment it was asked with.
+    requestor_comment: Option<String>,
+    /// When it was asked for.
+    creation_date_time_utc: Option<String>,
+    /// When it last changed.
+    last_update_date_time_utc: Option<String>,
+}

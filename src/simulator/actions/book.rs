@@ -180,17 +180,20 @@ impl Book {
             ActionKind::Isolate => open(ActionKind::Unisolate).next().is_some(),
             // A release passes by an isolation that hangs; that is what makes the latter harmful.
             ActionKind::Unisolate => open(ActionKind::Isolate).any(|(_, action)| !action.hangs),
+            kind => kind.opposite().is_some_and(|opposite| open(opposite).next().is_some()),
         };
         let isolates = asked.kind == ActionKind::Isolate;
         let duplicate = isolates && (same.is_some() || of_machine.truth.isolated);
         let fate = match (of_machine.refusal, same, behaviour.while_open) {
-            (Some(_), _, _) => Fate::Refused,
+            (Some(_), _, _) if matches!(asked.kind, ActionKind::Isolate | ActionKind::Unisolate) => Fate::Refused,
             _ if crossed => Fate::Busy,
-            (None, None, _) => Fate::Created,
-            (None, Some(_), WhileOpen::Hang) if isolates => Fate::Created,
-            (None, Some(_), WhileOpen::Return) => Fate::Returned,
-            (None, Some(_), WhileOpen::Either) if coin => Fate::Returned,
-            (None, Some(_), _) => Fate::Busy,
+            (_, None, _) => Fate::Created,
+            (_, Some(_), WhileOpen::Hang) if isolates => Fate::Created,
+            // Of a running collection the service never gives the action back (`defender.md` 5.10).
+            (_, Some(_), _) if asked.kind == ActionKind::CollectInvestigationPackage => Fate::Busy,
+            (_, Some(_), WhileOpen::Return) => Fate::Returned,
+            (_, Some(_), WhileOpen::Either) if coin => Fate::Returned,
+            (_, Some(_), _) => Fate::Busy,
         };
         let hangs =
             duplicate && fate == Fate::Created && (same.is_some() || behaviour.when_isolated == WhenIsolated::Hang);
@@ -217,7 +220,7 @@ impl Book {
             duplicate,
             harmful: hangs,
         });
-        match (shown, refusal) {
+        match (shown, refusal.filter(|_| fate == Fate::Refused)) {
             (Some(shown), _) => Posted::Action(shown),
             (None, Some(refusal)) => Posted::Refused(refusal),
             (None, None) => Posted::Busy,
@@ -338,6 +341,15 @@ impl Book {
             of_machine.truth.open_isolates -= 1;
         }
         if outcome != Outcome::Succeeded {
+            return;
+        }
+        match kind {
+            ActionKind::Isolate | ActionKind::Unisolate => {}
+            ActionKind::RestrictCodeExecution => of_machine.truth.restricted = true,
+            ActionKind::UnrestrictCodeExecution => of_machine.truth.restricted = false,
+            ActionKind::RunAntiVirusScan | ActionKind::CollectInvestigationPackage => {}
+        }
+        if !matches!(kind, ActionKind::Isolate | ActionKind::Unisolate) {
             return;
         }
         let isolated = kind == ActionKind::Isolate;

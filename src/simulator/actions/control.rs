@@ -69,13 +69,14 @@ impl Control {
         let id = machine["id"].as_str().unwrap_or_default();
         self.change_actions(|book, now| {
             let truth = book.isolation(now, &key(tenant), id);
-            if truth.open_isolates > 0 {
+            let contains = matches!(kind, ActionKind::Isolate | ActionKind::Unisolate);
+            if contains && truth.open_isolates > 0 {
                 return Err("an isolation is open".to_owned());
             }
-            if truth.isolated == (kind == ActionKind::Isolate) {
+            if contains && truth.isolated == (kind == ActionKind::Isolate) {
                 return Err(format!("the machine is {}isolated", if truth.isolated { "" } else { "not " }));
             }
-            let scope = (kind == ActionKind::Isolate).then_some("Full");
+            let scope = matches!(kind, ActionKind::Isolate | ActionKind::RunAntiVirusScan).then_some("Full");
             let asked = Asked { kind, scope, comment: PORTAL_COMMENT, requestor: user, portal: true };
             match book.post(now, &key(tenant), machine, asked) {
                 Posted::Action(action) => Ok(action["id"].as_str().unwrap_or_default().to_owned()),
@@ -85,7 +86,7 @@ impl Control {
         })
     }
 
-    /// Every request to isolate or release, oldest first.
+    /// Every request for a machine action, oldest first.
     pub fn action_posts(&self, tenant: &str) -> Vec<ActionPost> {
         lock(&self.0.actions).posts(&key(tenant)).to_vec()
     }

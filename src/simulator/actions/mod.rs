@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub(super) use self::book::{Book, Moment};
 pub(super) use self::control::admin;
-pub(super) use self::routes::{action, actions, cancel, post};
+pub(super) use self::routes::{action, actions, available, cancel, post};
 
 /// How machine actions behave, from the next request on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -138,6 +138,14 @@ pub enum ActionKind {
     Isolate,
     /// Releases.
     Unisolate,
+    /// Lets a machine run only what Microsoft signed.
+    RestrictCodeExecution,
+    /// Ends that.
+    UnrestrictCodeExecution,
+    /// Scans.
+    RunAntiVirusScan,
+    /// Collects an investigation package.
+    CollectInvestigationPackage,
 }
 
 impl ActionKind {
@@ -145,7 +153,47 @@ impl ActionKind {
         match self {
             Self::Isolate => "Isolate",
             Self::Unisolate => "Unisolate",
+            Self::RestrictCodeExecution => "RestrictCodeExecution",
+            Self::UnrestrictCodeExecution => "UnrestrictCodeExecution",
+            Self::RunAntiVirusScan => "RunAntiVirusScan",
+            Self::CollectInvestigationPackage => "CollectInvestigationPackage",
         }
+    }
+
+    /// What undoes it, or is undone by it.
+    fn opposite(self) -> Option<Self> {
+        match self {
+            Self::Isolate => Some(Self::Unisolate),
+            Self::Unisolate => Some(Self::Isolate),
+            Self::RestrictCodeExecution => Some(Self::UnrestrictCodeExecution),
+            Self::UnrestrictCodeExecution => Some(Self::RestrictCodeExecution),
+            Self::RunAntiVirusScan | Self::CollectInvestigationPackage => None,
+        }
+    }
+
+    /// The last segment of its route.
+    pub(super) fn route(self) -> &'static str {
+        match self {
+            Self::Isolate => "isolate",
+            Self::Unisolate => "unisolate",
+            Self::RestrictCodeExecution => "restrictCodeExecution",
+            Self::UnrestrictCodeExecution => "unrestrictCodeExecution",
+            Self::RunAntiVirusScan => "runAntiVirusScan",
+            Self::CollectInvestigationPackage => "collectInvestigationPackage",
+        }
+    }
+
+    /// The kind behind the last segment of a route.
+    pub(super) fn of_route(segment: &str) -> Option<Self> {
+        const ALL: [ActionKind; 6] = [
+            ActionKind::Isolate,
+            ActionKind::Unisolate,
+            ActionKind::RestrictCodeExecution,
+            ActionKind::UnrestrictCodeExecution,
+            ActionKind::RunAntiVirusScan,
+            ActionKind::CollectInvestigationPackage,
+        ];
+        ALL.into_iter().find(|kind| kind.route() == segment)
     }
 }
 
@@ -163,7 +211,7 @@ pub enum Fate {
     Refused,
 }
 
-/// One request to isolate or release a machine that reached the service, whether its sender learned of it or not.
+/// One request for a machine action that reached the service, whether its sender learned of it or not.
 /// Malformed ones, and those for unknown machines, are not among them.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ActionPost {
@@ -196,6 +244,8 @@ pub struct ActionPost {
 pub struct Isolation {
     /// Whether it is cut off.
     pub isolated: bool,
+    /// Whether it runs only what Microsoft signed.
+    pub restricted: bool,
     /// Whether it answers the service.
     pub offline: bool,
     /// Isolations that are not final, those that hang included.

@@ -6,7 +6,7 @@ use super::book::{Asked, NotCancelled, Posted};
 use super::{ActionKind, ActionRefusal};
 use crate::simulator::answer::Answer;
 use crate::simulator::data::Data;
-use crate::simulator::defender::{entity, error, not_found, odata_error, page};
+use crate::simulator::defender::{entity, error, list, not_found, odata_error, page};
 use crate::simulator::entra::Issued;
 use crate::simulator::odata::{Kind, Options, Properties};
 use crate::simulator::request::Incoming;
@@ -22,7 +22,7 @@ const ACTION_PROPERTIES: Properties = &[
     ("creationDateTimeUtc", Kind::Time),
 ];
 
-/// `POST /machines/{id}/isolate` and `unisolate`.
+/// `POST /machines/{id}/isolate`, `unisolate`, `restrictCodeExecution`, ...
 pub(in crate::simulator) fn post(
     world: &World,
     request: &Incoming,
@@ -33,17 +33,24 @@ pub(in crate::simulator) fn post(
 ) -> Result<Answer, Answer> {
     let allowed: &[&str] = match kind {
         ActionKind::Isolate => &["Comment", "IsolationType"],
-        ActionKind::Unisolate => &["Comment"],
+        ActionKind::RunAntiVirusScan => &["Comment", "ScanType"],
+        _ => &["Comment"],
     };
     let body = body(request, allowed)?;
     let comment = text(&body, "Comment")?;
     let scope = match kind {
         ActionKind::Isolate => Some(text(&body, "IsolationType")?),
-        ActionKind::Unisolate => None,
+        ActionKind::RunAntiVirusScan => Some(text(&body, "ScanType")?),
+        _ => None,
     };
     let machine = data.machine(machine).ok_or_else(|| not_found("Machine", machine))?;
-    if let Some(scope) = scope {
-        can_be_isolated(machine, scope)?;
+    match (kind, scope) {
+        (ActionKind::Isolate, Some(scope)) => can_be_isolated(machine, scope)?,
+        (ActionKind::Unisolate, _) => {}
+        (_, Some(scope)) if !["Quick", "Full"].contains(&scope) => {
+            return Err(error(400, "InvalidRequestBody", &format!("ScanType '{scope}' is not valid (simulated).")));
+        }
+        _ => can_do(machine, kind)?,
     }
     let asked = Asked { kind, scope, comment, requestor: &caller.client, portal: false };
     let now = world.moment();
@@ -87,6 +94,47 @@ fn can_be_isolated(machine: &Value, scope: &str) -> Result<(), Answer> {
         "UnManagedDevice" => Ok(()),
         other => Err(error(400, "InvalidRequestBody", &format!("IsolationType '{other}' is not valid (simulated)."))),
     }
+}
+
+/// What the service demands of a machine for what neither isolates nor releases (`defender.md` 5.10).
+fn can_do(machine: &Value, kind: ActionKind) -> Result<(), Answer> {
+    let onboarded = machine["onboardingStatus"].as_str().is_some_and(|status| status.eq_ignore_ascii_case("Onboarded"));
+    if !onboarded {
+        return Err(error(400, "InvalidInput", "The machine is not onboarded (simulated)."));
+    }
+    let platform = machine["osPlatform"].as_str().unwrap_or_default();
+    let fits = match kind {
+        ActionKind::RestrictCodeExecution | ActionKind::UnrestrictCodeExecution => {
+            ["Windows10", "Windows11", "WindowsServer2019", "WindowsServer2022", "WindowsServer2025"]
+                .iter()
+                .any(|name| platform.starts_with(name))
+        }
+        _ => !["", "iOS", "Android"].contains(&platform),
+    };
+    if fits { Ok(()) } else { Err(refused(ActionRefusal::OsPlatform)) }
+}
+
+/// `GET /machines/{id}/availableMachineActions` (`defender.md` 5.11): by what the machine is; what is open or done does not
+/// count, for nobody has written down that it does.
+pub(in crate::simulator) fn available(data: &Data, id: &str) -> Result<Answer, Answer> {
+    let machine = data.machine(id).ok_or_else(|| not_found("Machine", id))?;
+    let one = |action: &str, fits: Result<(), Answer>| {
+        let reason = fits.is_err().then_some("OsPlatformNotSupported");
+        serde_json::json!({"action": action, "isAvailable": fits.is_ok(), "notSupportedReason": reason})
+    };
+    let value = serde_json::json!([
+        one("FullIsolation", can_be_isolated(machine, "Full")),
+        one("SelectiveIsolation", can_be_isolated(machine, "Selective")),
+        one("RunAntiVirusScan", can_do(machine, ActionKind::RunAntiVirusScan)),
+        one("CollectInvestigationPackage", can_do(machine, ActionKind::CollectInvestigationPackage)),
+        one("StopAndQuarantineFile", Ok(())),
+        one("RestrictCodeExecution", can_do(machine, ActionKind::RestrictCodeExecution)),
+        one("InitiateInvestigation", Ok(())),
+        one("OffBoard", Ok(())),
+        one("RunCustomPlaybook", Ok(())),
+    ]);
+    let set = "Collection(microsoft.windowsDefenderATP.api.ActionAvailabilityStatus)";
+    Ok(list(set, &value))
 }
 
 /// `POST /machineactions/{id}/cancel`.

@@ -741,7 +741,7 @@ const fn verb(want: Want) -> &'static str {
 }
 
 /// What Defender's refusal, or silence, means.
-fn answer_of(error: &DefenderError) -> Answer {
+pub(in crate::worker) fn answer_of(error: &DefenderError) -> Answer {
     match error.status() {
         Some(status) => Answer::of(status, error.code().unwrap_or_default(), error.detail().unwrap_or_default()),
         None => Answer::of_silence(error.may_have_happened()),

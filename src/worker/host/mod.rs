@@ -23,6 +23,7 @@ use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
+pub(in crate::worker) use self::contain::answer_of;
 use super::{NEWER_VERSION_DELAY, Worked};
 use crate::broker::{Broker, BrokerError, Cause, Lane, Message, Settlement};
 use crate::cognito::{self, Cognito, CognitoError, Priority, Session};

@@ -57,9 +57,9 @@ pub(in crate::worker) fn relay_error(error: &DefenderError, has_data: bool) -> R
         Kind::TokenOther { description: None } | Kind::InvalidValue => RelayError::unforeseen(),
         Kind::Unauthorized => RelayError::authorization(detail),
         Kind::Forbidden => {
-            let refused =
-                error.family().permission().map_or_else(RelayError::unforeseen, RelayError::permission_denied);
-            if has_data && error.family() != Family::Alerts { refused.as_warning() } else { refused }
+            let refused = error.permission().map_or_else(RelayError::unforeseen, RelayError::permission_denied);
+            let detail_only = matches!(error.family(), Family::Hunting | Family::Machines | Family::Files);
+            if has_data && detail_only { refused.as_warning() } else { refused }
         }
         Kind::Throttled { hunting: true } => RelayError::hunting_rate_limit(detail),
         Kind::Throttled { hunting: false } => RelayError::too_many_requests(),
@@ -71,9 +71,14 @@ pub(in crate::worker) fn relay_error(error: &DefenderError, has_data: bool) -> R
     }
 }
 
+/// E4 for a machine that Defender does not know, named as it was spelled.
+pub(in crate::worker) fn unknown_machine(spelled: &str) -> RelayError {
+    RelayError::invalid_request("The machine is not known.").about(spelled)
+}
+
 /// What is not called any more. Shared by the calls under way, so that the next one already knows.
 #[derive(Debug, Default)]
-pub(super) struct Stops(Mutex<Stopped>);
+pub(in crate::worker) struct Stops(Mutex<Stopped>);
 
 #[derive(Debug, Default)]
 struct Stopped {
@@ -83,7 +88,7 @@ struct Stopped {
 
 impl Stops {
     /// Takes note of a failure that would happen again.
-    pub(super) fn note(&self, error: &DefenderError) {
+    pub(in crate::worker) fn note(&self, error: &DefenderError) {
         let mut stopped = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match reach(error) {
             Reach::Observable => {}
@@ -93,7 +98,7 @@ impl Stops {
     }
 
     /// Whether calls of this family are still worth making.
-    pub(super) fn allows(&self, family: Family) -> bool {
+    pub(in crate::worker) fn allows(&self, family: Family) -> bool {
         let audience = if family == Family::Hunting { Audience::Graph } else { Audience::Defender };
         let stopped = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         !stopped.request && !stopped.families.iter().any(|of| *of == family || *of == Family::Token(audience))
@@ -102,7 +107,7 @@ impl Stops {
 
 /// The failures of one request.
 #[derive(Debug, Default)]
-pub(super) struct Failures {
+pub(in crate::worker) struct Failures {
     /// Each with the positions of the observables it concerns.
     entries: Vec<(DefenderError, BTreeSet<usize>)>,
     /// A best-effort lookup failed (E23).
@@ -112,7 +117,7 @@ pub(super) struct Failures {
 
 impl Failures {
     /// Notes the failure of a call that was made for the observables at `positions`.
-    pub(super) fn add(&mut self, error: &DefenderError, positions: impl IntoIterator<Item = usize>) {
+    pub(in crate::worker) fn add(&mut self, error: &DefenderError, positions: impl IntoIterator<Item = usize>) {
         self.stops.note(error);
         let same = |known: &DefenderError| known.family() == error.family() && known.kind() == error.kind();
         // The token endpoint says the same to both audiences, with another trace id in its text each time.
@@ -151,13 +156,13 @@ impl Failures {
     }
 
     /// What is not called any more.
-    pub(super) fn stops(&self) -> Arc<Stops> {
+    pub(in crate::worker) fn stops(&self) -> Arc<Stops> {
         Arc::clone(&self.stops)
     }
 
     /// The relay errors, in the order in which things failed. A message that concerns some of the request's observables
     /// names them; one that concerns all of them, or a whole family, does not.
-    pub(super) fn into_errors(self, values: &[&str], has_data: bool) -> Vec<RelayError> {
+    pub(in crate::worker) fn into_errors(self, values: &[&str], has_data: bool) -> Vec<RelayError> {
         let mut errors = Vec::new();
         for (failure, positions) in &self.entries {
             let error = relay_error(failure, has_data);

@@ -36,15 +36,24 @@
 //! | 43 to 45 | `every_sighting_counts_one_and_has_an_id_that_stays` |
 //! | 47 | `network_events` |
 //! | 48, 49 | `file_events` |
+//! | 54 | `triggers::an_indicator_is_written_offered_for_removal_and_removed`, `relay_examples`, case "trigger remove" |
+//! | 55, 56 | `triggers::an_indicator_is_written_offered_for_removal_and_removed`, `relay::trigger::every_action_is_known_for_its_kind_and_for_no_other` |
+//! | 57 to 59 | `mapping::action::what_was_done_last_is_reversed_in_place_of_done_again`, `relay_examples`, cases "respond machine ..." |
+//! | 60, 63 | `respond::what_cannot_be_found_out_is_an_error_and_the_rest_is_offered` |
+//! | 61 | `triggers::without_response_actions_there_are_no_actions_to_ask_for`, `relay_examples`, case "disabled /respond/trigger" |
+//! | 62 | `triggers::a_refused_act_is_a_failure_and_is_not_repeated`, `triggers::without_a_worker_a_trigger_fails_and_says_so_in_its_data` |
+//! | 64 | `relay::respond::an_indicators_action_and_title_make_the_offer_to_remove_it`, as 57 |
+//! | 65 | `relay::refer::each_type_leads_to_its_page_with_its_value_encoded`, `relay_examples`, case "refer" |
 //! | 66 | `errors`: every case with data (`count` beside `docs`) |
 //! | 67 | `tokens::a_bad_token_is_refused_with_its_reason_on_every_route_but_version` |
 //! | 68 | as 15 |
 //! | 69 | as 27, 38 and 42 |
+//! | 70 | `key_sets::each_wrong_token_gets_its_reason_and_no_stranger_is_asked` (its host), `key_sets::a_host_without_a_key_set_is_a_wrong_host_until_it_has_one` |
+//! | 71 | `key_sets::each_wrong_token_gets_its_reason_and_no_stranger_is_asked` (its audience) |
+//! | 72 | as 71 (expired, without an audience) |
+//! | 73 | as 55; `simulator::indicators` refuses the old names |
+//! | 74 | `relay::trigger::the_checks_come_in_their_order`, `relay_examples`, cases "trigger InitiateInvestigation" and "respond machine all available" |
 //! | 75 | `limits::an_md5_finds_its_alerts_through_its_events`, as 29 |
-//!
-//! Cannot arise yet: 54 to 65, 73 and 74, because `/respond/*` and `/refer` answer as switched off (61 in that form:
-//! `relay_examples`, case "disabled /respond/trigger"); 70 to 72, because there are no key-set tokens (RS256 is refused,
-//! row A6 of `tokens`).
 
 use std::time::Duration;
 

@@ -12,10 +12,12 @@ mod grants;
 mod key_sets;
 mod limits;
 mod payloads;
+mod respond;
 mod screening;
 mod stops;
 mod tokens;
 mod traces;
+mod triggers;
 mod wire;
 
 use defender_bridge::simulator::scenario::{DEMO_CLIENT_ID, DEMO_CLIENT_SECRET, DEMO_TENANT_ID};

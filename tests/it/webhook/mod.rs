@@ -143,7 +143,7 @@ impl<B: Broker> Hook<B> {
         };
         let keys = Keys { token_keys: Vec::new(), seal_keys: Arc::new(SealKeys::derive(&[])) };
         let roles = Roles {
-            ingress: Some(roles::Ingress { settings, keys, webhook }),
+            ingress: Some(roles::Ingress { settings, keys, portal_url: "https://portal.example".to_owned(), webhook }),
             worker: None,
             admin_listen: Some(any_port),
         };
