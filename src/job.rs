@@ -42,6 +42,9 @@ pub const LEDGER: &str = "ledger";
 /// Retained: reservations that workers made without a desk.
 pub const DESKLESS: &str = "deskless";
 
+/// Retained: the calls to Defender of the last hour, by account.
+pub const QUOTA: &str = "quota";
+
 /// Retained: the tags that the workers are configured for, from which the ingress knows the lane of an event.
 pub const TRIGGERS: &str = "triggers";
 
@@ -54,7 +57,7 @@ pub const FEEDS: &str = "feeds";
 /// hold requests that cannot be answered in time. 100,000 durable messages are more hosts than one brain has.
 pub static TOPOLOGY: Topology = Topology {
     queues: &[RELAY, HOSTS, DESK],
-    retained: &[BRAKE, CAP, LEDGER, DESKLESS, TRIGGERS, FEEDS],
+    retained: &[BRAKE, CAP, LEDGER, DESKLESS, QUOTA, TRIGGERS, FEEDS],
     ask_limit: 5_000,
     durable_limit: 100_000,
 };

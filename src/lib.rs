@@ -25,6 +25,7 @@ pub mod listen;
 pub mod mapping;
 pub mod outbound;
 pub mod platform;
+pub mod quota;
 pub mod redact;
 pub mod relay;
 pub mod retry;

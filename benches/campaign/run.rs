@@ -39,7 +39,7 @@ pub struct Plan {
 }
 
 /// Settings of the product that are not its defaults, and why.
-pub fn settings() -> [(&'static str, String); 7] {
+pub fn settings() -> [(&'static str, String); 12] {
     [
         ("BRIDGE_COGNITO_RATE", "500".to_owned()),
         ("BRIDGE_GUARD_MAX_ISOLATIONS_PER_HOUR", "1000000".to_owned()),
@@ -49,6 +49,12 @@ pub fn settings() -> [(&'static str, String); 7] {
         // Lost events shall be lost until the sweep finds their hosts.
         ("BRIDGE_FEED_INTERVAL", "0".to_owned()),
         ("BRIDGE_WEBHOOK_RATE", "10000".to_owned()),
+        // Defender has no quotas here.
+        ("BRIDGE_QUOTA_ALERTS", "1000000/1000000".to_owned()),
+        ("BRIDGE_QUOTA_MACHINES", "1000000/1000000".to_owned()),
+        ("BRIDGE_QUOTA_ACTIONS", "1000000/1000000".to_owned()),
+        ("BRIDGE_QUOTA_MACHINEACTIONS", "1000000/1000000".to_owned()),
+        ("BRIDGE_QUOTA_HUNTING", "1000000".to_owned()),
     ]
 }
 

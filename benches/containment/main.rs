@@ -51,6 +51,12 @@ fn settings() -> Vec<(&'static str, String)> {
         ("BRIDGE_GUARD_MAX_ISOLATED", many()),
         ("BRIDGE_GUARD_FIRST_SWEEP", many()),
         ("BRIDGE_WEBHOOK_RATE", "10000".to_owned()),
+        // Defender has no quotas here.
+        ("BRIDGE_QUOTA_ALERTS", "1000000/1000000".to_owned()),
+        ("BRIDGE_QUOTA_MACHINES", "1000000/1000000".to_owned()),
+        ("BRIDGE_QUOTA_ACTIONS", "1000000/1000000".to_owned()),
+        ("BRIDGE_QUOTA_MACHINEACTIONS", "1000000/1000000".to_owned()),
+        ("BRIDGE_QUOTA_HUNTING", "1000000".to_owned()),
     ]
 }
 

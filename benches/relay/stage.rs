@@ -120,6 +120,12 @@ impl Stage {
             ("BRIDGE_ENTRA_URL", upstream),
             ("BRIDGE_DEFENDER_URL", upstream),
             ("BRIDGE_GRAPH_URL", upstream),
+            // The simulator has no quotas here.
+            ("BRIDGE_QUOTA_ALERTS", "1000000/1000000"),
+            ("BRIDGE_QUOTA_MACHINES", "1000000/1000000"),
+            ("BRIDGE_QUOTA_ACTIONS", "1000000/1000000"),
+            ("BRIDGE_QUOTA_MACHINEACTIONS", "1000000/1000000"),
+            ("BRIDGE_QUOTA_HUNTING", "1000000"),
         ];
         let roles: &[&'static str] = if kind.needs_broker() { &["ingress", "worker"] } else { &["serve"] };
         let mut processes = Vec::with_capacity(roles.len());

@@ -18,6 +18,7 @@ use crate::config::{
 use crate::containment::Policy;
 use crate::credentials::SealKeys;
 use crate::defender::Credentials;
+use crate::quota;
 use crate::relay::token;
 use crate::shutdown::Shutdown;
 use crate::simulator::cognito::{BRAIN_TOKEN, BRAIN_USER, Emit, FINANCE_HOST, HR_HOST, PROTECTED_GROUP};
@@ -177,6 +178,8 @@ async fn serve(
             seal_keys,
             retry: crate::retry::Policy::default(),
             respond: RespondSettings::default(),
+            quota: quota::Settings::default(),
+            alone: true,
             hosts: Some(host_settings(&url)?),
         }),
         admin_listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),

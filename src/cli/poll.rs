@@ -20,10 +20,11 @@ use crate::broker::{Broker, BrokerError, Health, Lane, QueueDepth};
 use crate::cognito::Cognito;
 use crate::config::{
     BrokerArgs, BrokerUrl, CognitoArgs, DefenderArgs, DefenderSettings, Findings, HostArgs, HostSettings, LogArgs,
-    SelfUserArgs,
+    QuotaArgs, SelfUserArgs,
 };
-use crate::desk::{Desk, FirstSweep};
+use crate::desk::{self, Desk, FirstSweep};
 use crate::job;
+use crate::quota;
 use crate::shutdown::Shutdown;
 use crate::sweep::listing::{self, Found};
 use crate::sweep::memory::{Memory, room};
@@ -77,6 +78,8 @@ pub(super) struct PollArgs {
     hosts: HostArgs,
     #[command(flatten)]
     defender: DefenderArgs,
+    #[command(flatten)]
+    quota: QuotaArgs,
 }
 
 /// Some hosts are not done: the command's exit code says so.
@@ -91,9 +94,18 @@ pub(super) struct Unsettled {
 struct Plan {
     hosts: HostSettings,
     defender: DefenderSettings,
+    quota: quota::Settings,
+    /// This process is the whole deployment: nobody else calls Defender.
+    alone: bool,
     every: Option<Duration>,
     publish_only: bool,
     wait: Duration,
+}
+
+impl Plan {
+    fn desk_settings(&self) -> desk::Settings {
+        roles::desk_settings(&self.hosts, self.quota.clone())
+    }
 }
 
 impl PollArgs {
@@ -133,7 +145,16 @@ impl PollArgs {
         let hosts = hosts.resolve(&self.cognito, &self.self_user, &self.defender, findings);
         // The one who looks is this command.
         let hosts = hosts.map(|hosts| HostSettings { sweep_interval: None, feed_interval: None, ..hosts });
-        Some(Plan { hosts: hosts?, defender: defender?, every, publish_only: self.publish_only, wait })
+        let quota = self.quota.resolve(findings);
+        Some(Plan {
+            hosts: hosts?,
+            defender: defender?,
+            quota,
+            alone: false,
+            every,
+            publish_only: self.publish_only,
+            wait,
+        })
     }
 }
 
@@ -151,6 +172,7 @@ pub(super) async fn run(args: PollArgs, log: &LogArgs) -> anyhow::Result<()> {
     let plan = args.plan(&mut findings);
     let warnings = findings.check()?;
     let plan = plan.expect("a setting that cannot be read is a finding");
+    let plan = Plan { alone: matches!(broker, BrokerUrl::Sqlite(_)), ..plan };
 
     let telemetry = super::begin(format, log, false, &warnings)?;
     let shutdown = Shutdown::new(GRACE);
@@ -175,7 +197,7 @@ pub(super) async fn run(args: PollArgs, log: &LogArgs) -> anyhow::Result<()> {
 /// Looks once, or again and again, and closes the queue in order.
 async fn poll<B: Broker>(broker: B, plan: Plan, shutdown: Shutdown) -> anyhow::Result<()> {
     let metrics = Metrics::default();
-    let desk = Desk::open(broker.clone(), roles::desk_settings(&plan.hosts), metrics.clone());
+    let desk = Desk::open(broker.clone(), plan.desk_settings(), metrics.clone());
     let desk = desk.await.context("the desk cannot be used")?;
     let cognito = roles::cognito_client(&plan.hosts, &desk)?.with_metrics(metrics.clone());
     let mut poll = Poll {
@@ -472,10 +494,15 @@ struct Own {
 impl Own {
     async fn start<B: Broker>(broker: &B, plan: &Plan, metrics: &Metrics, shutdown: &Shutdown) -> anyhow::Result<Self> {
         let (stop_worker, stop_desk) = (shutdown.child(), shutdown.child());
-        let defender = roles::defender(&plan.defender, crate::retry::Policy::default())?;
-        let started = roles::hosts(plan.hosts.clone(), defender, broker, metrics, &stop_worker, &stop_desk).await;
-        let (hosts, serving, desk) = started.inspect_err(|_| {
-            // The desk may serve already.
+        let (serving, desk) =
+            roles::desk(broker, plan.desk_settings(), metrics, &stop_desk).await.inspect_err(|_| {
+                // It may serve already.
+                stop_desk.begin();
+            })?;
+        let permits = roles::permits((!plan.alone).then_some(&desk), plan.quota.clone(), metrics);
+        let defender = roles::defender(&plan.defender, crate::retry::Policy::default())?.with_permits(permits);
+        let hosts = roles::hosts(plan.hosts.clone(), defender, &desk, broker, metrics, &stop_worker).await;
+        let hosts = hosts.inspect_err(|_| {
             stop_worker.begin();
             stop_desk.begin();
         })?;

@@ -10,6 +10,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::task::{JoinError, JoinHandle};
+use tokio::time::Instant;
 
 use crate::broker::{Broker, BrokerError};
 use crate::cognito::{self, Cognito, Priority};
@@ -17,11 +18,12 @@ use crate::config::{
     DefenderSettings, HostSettings, IngressSettings, Keys, RespondSettings, WebhookSettings, WorkerSettings,
 };
 use crate::credentials::SealKeys;
-use crate::defender::{self, Defender};
-use crate::desk::{self, Desk};
+use crate::defender::{self, Defender, Family, Permits, Purpose};
+use crate::desk::{self, Budget, Desk};
 use crate::job::{self, Triggers};
 use crate::key_sets::KeySets;
 use crate::outbound::Outbound;
+use crate::quota::{self, Key, Row};
 use crate::relay::token;
 use crate::shutdown::Shutdown;
 use crate::sweep;
@@ -68,6 +70,10 @@ pub struct Worker {
     pub retry: crate::retry::Policy,
     /// What response actions keep to.
     pub respond: RespondSettings,
+    /// What may be called of Defender.
+    pub quota: quota::Settings,
+    /// No other process of the deployment calls Defender: the quota is counted in memory.
+    pub alone: bool,
     /// Host events, if they are worked.
     pub hosts: Option<HostSettings>,
 }
@@ -147,7 +153,14 @@ pub async fn start<B: Broker>(broker: B, roles: Roles, shutdown: Shutdown) -> an
     let (worker, desk) = match roles.worker {
         None => (None, None),
         Some(mut worker) => {
-            let defender = defender(&worker.defender, worker.retry.clone())?;
+            let settings = match &worker.hosts {
+                Some(hosts) => desk_settings(hosts, worker.quota.clone()),
+                None => desk_of_triggers(&worker.respond, worker.quota.clone()),
+            };
+            let (serving, desk) = desk(&broker, settings, &metrics, &desk_shutdown).await?;
+            let shared = (!worker.alone).then_some(&desk);
+            let permits = permits(shared, worker.quota.clone(), &metrics);
+            let defender = defender(&worker.defender, worker.retry.clone())?.with_permits(permits);
             let context = worker::Context::new(
                 defender.clone(),
                 &worker.defender.portal_url,
@@ -155,25 +168,15 @@ pub async fn start<B: Broker>(broker: B, roles: Roles, shutdown: Shutdown) -> an
                 metrics.clone(),
                 &worker.settings,
             );
-            let (hosts, serving, desk) = match worker.hosts.take() {
-                // Triggers isolate without Cognito too.
-                None => {
-                    let settings = desk_of_triggers(&worker.respond);
-                    let (serving, desk) = start_desk(settings, &broker, &metrics, &desk_shutdown).await?;
-                    (None, serving, desk)
-                }
-                Some(settings) => {
-                    let (hosts, serving, desk) =
-                        hosts(settings, defender, &broker, &metrics, &worker_shutdown, &desk_shutdown).await?;
-                    (Some(hosts), serving, desk)
-                }
+            let hosts = match worker.hosts.take() {
+                Some(settings) => Some(hosts(settings, defender, &desk, &broker, &metrics, &worker_shutdown).await?),
+                None => None,
             };
             let triggers = worker::Triggers { settings: worker.respond, desk: Some(desk.clone()) };
             let context = context.with_triggers(triggers);
-            let desk = Some((serving, desk));
             let concurrency = worker.settings.concurrency;
             let run = worker::run(broker.clone(), context, hosts, concurrency, worker_shutdown.clone());
-            (Some(tokio::spawn(run)), desk)
+            (Some(tokio::spawn(run)), Some((serving, desk)))
         }
     };
     if let Some(address) = addresses.0 {
@@ -258,19 +261,30 @@ pub(super) fn defender(at: &DefenderSettings, retry: crate::retry::Policy) -> an
     Ok(Defender::new(settings, outbound))
 }
 
-/// Everything that host events need: the desk, which may answer for the whole deployment, the search for hosts, and the
-/// handlers.
+/// The desk, which may answer for the whole deployment, and the way to it.
+pub(super) async fn desk<B: Broker>(
+    broker: &B,
+    settings: desk::Settings,
+    metrics: &Metrics,
+    shutdown: &Shutdown,
+) -> anyhow::Result<(JoinHandle<Result<(), BrokerError>>, Desk)> {
+    let serving = desk::serve(broker.clone(), settings.clone(), metrics.clone(), shutdown.clone());
+    let serving = tokio::spawn(serving);
+    let desk = Desk::open(broker.clone(), settings, metrics.clone()).await.context("the desk cannot be used")?;
+    Ok((serving, desk))
+}
+
+/// Everything that host events need beside the desk: the search for hosts, and the handlers.
 pub(super) async fn hosts<B: Broker>(
     settings: HostSettings,
     defender: Defender,
+    desk: &Desk,
     broker: &B,
     metrics: &Metrics,
     shutdown: &Shutdown,
-    desk_shutdown: &Shutdown,
-) -> anyhow::Result<(worker::Hosts, JoinHandle<Result<(), BrokerError>>, Desk)> {
+) -> anyhow::Result<worker::Hosts> {
     let policy = &settings.policy;
-    let (serving, desk) = start_desk(desk_settings(&settings), broker, metrics, desk_shutdown).await?;
-    let cognito = cognito_client(&settings, &desk)?.with_metrics(metrics.clone());
+    let cognito = cognito_client(&settings, desk)?.with_metrics(metrics.clone());
     let groups = sweep::groups::check(cognito.clone(), settings.required_groups.clone(), shutdown.clone()).await?;
     let triggers = Triggers {
         urgent: [&policy.block, &policy.unblock].into_iter().flatten().cloned().collect(),
@@ -300,40 +314,29 @@ pub(super) async fn hosts<B: Broker>(
         credentials: settings.applications.credentials,
         response: settings.applications.response,
     };
-    let hosts = worker::Hosts::new(handled, cognito, defender, desk.clone(), groups, broker.clone(), metrics.clone());
-    Ok((hosts, serving, desk))
-}
-
-/// The desk, which may answer for the whole deployment, and the way to it.
-async fn start_desk<B: Broker>(
-    settings: desk::Settings,
-    broker: &B,
-    metrics: &Metrics,
-    shutdown: &Shutdown,
-) -> anyhow::Result<(JoinHandle<Result<(), BrokerError>>, Desk)> {
-    let serving = desk::serve(broker.clone(), settings.clone(), metrics.clone(), shutdown.clone());
-    let serving = tokio::spawn(serving);
-    let desk = Desk::open(broker.clone(), settings, metrics.clone()).await.context("the desk cannot be used")?;
-    Ok((serving, desk))
-}
-
-/// What the desk is to keep to where no host of Cognito is worked.
-fn desk_of_triggers(settings: &RespondSettings) -> desk::Settings {
-    desk::Settings {
-        isolations_per_hour: settings.guard.max_isolations_per_hour,
-        max_isolated: settings.guard.max_isolated,
-        ..desk::Settings::default()
-    }
+    Ok(worker::Hosts::new(handled, cognito, defender, desk.clone(), groups, broker.clone(), metrics.clone()))
 }
 
 /// What the desk is to keep to.
-pub(super) fn desk_settings(settings: &HostSettings) -> desk::Settings {
+pub(super) fn desk_settings(settings: &HostSettings, quota: quota::Settings) -> desk::Settings {
     let guard = &settings.policy.guard;
     desk::Settings {
+        hosts: true,
+        quota,
         cognito_rate: settings.cognito.rate,
         isolations_per_hour: guard.max_isolations_per_hour,
         max_isolated: guard.max_isolated,
         first_sweep: guard.first_sweep,
+    }
+}
+
+/// The same where no host of Cognito is worked: triggers isolate all the same.
+fn desk_of_triggers(settings: &RespondSettings, quota: quota::Settings) -> desk::Settings {
+    desk::Settings {
+        quota,
+        isolations_per_hour: settings.guard.max_isolations_per_hour,
+        max_isolated: settings.guard.max_isolated,
+        ..desk::Settings::default()
     }
 }
 
@@ -357,5 +360,58 @@ impl cognito::Rate for Rate {
 
     fn throttled(&self, wait: Option<Duration>) {
         self.0.cognito_throttled(wait);
+    }
+}
+
+/// The deployment's quota of calls to Defender: counted by the desk, or by this process where it is the only one.
+pub fn permits(desk: Option<&Desk>, quota: quota::Settings, metrics: &Metrics) -> Arc<dyn Permits> {
+    Arc::new(Quota(match desk {
+        Some(desk) => Budget::shared(desk),
+        None => Budget::alone(quota, metrics.clone()),
+    }))
+}
+
+struct Quota(Budget);
+
+impl Quota {
+    /// The row of `defender.md` 3.1; none for tokens, whose limit is not published.
+    fn row(family: Family) -> Option<Row> {
+        match family {
+            Family::Alerts | Family::Files => Some(Row::Alerts),
+            Family::Machines => Some(Row::Machines),
+            Family::Actions => Some(Row::Actions),
+            Family::MachineActions => Some(Row::MachineActions),
+            Family::Indicators => Some(Row::Indicators),
+            Family::Hunting => Some(Row::Hunting),
+            Family::Token(_) => None,
+        }
+    }
+}
+
+impl Permits for Quota {
+    fn permit<'a>(
+        &'a self,
+        tenant_id: &'a str,
+        client_id: &'a str,
+        family: Family,
+        purpose: Purpose,
+        until: Instant,
+    ) -> BoxFuture<'a, Result<Instant, Duration>> {
+        let Some(row) = Self::row(family) else { return std::future::ready(Ok(until)).boxed() };
+        let request = match purpose {
+            Purpose::Containment => None,
+            Purpose::Lookup { request } => Some(request),
+        };
+        self.0.permit(Key::new(tenant_id, client_id, row), request, until).boxed()
+    }
+
+    fn throttled(&self, tenant_id: &str, client_id: &str, family: Family, retry_after: Option<Duration>) {
+        if let Some(row) = Self::row(family) {
+            self.0.throttled(Key::new(tenant_id, client_id, row), retry_after);
+        }
+    }
+
+    fn room(&self, tenant_id: &str, client_id: &str, family: Family, until: Instant) -> u32 {
+        Self::row(family).map_or(u32::MAX, |row| self.0.room(&Key::new(tenant_id, client_id, row), until))
     }
 }

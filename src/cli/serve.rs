@@ -5,7 +5,7 @@ use clap::Args;
 use super::roles::{self, Roles};
 use crate::config::{
     BrokerArgs, BrokerUrl, CognitoArgs, DefenderArgs, Findings, HostArgs, IngressArgs, KeyArgs, KeySetArgs, LogArgs,
-    ProcessArgs, RespondArgs, SelfUserArgs, WebhookArgs, WorkerArgs,
+    ProcessArgs, QuotaArgs, RespondArgs, SelfUserArgs, WebhookArgs, WorkerArgs,
 };
 use crate::shutdown::Shutdown;
 
@@ -30,6 +30,8 @@ pub(super) struct ServeArgs {
     #[command(flatten)]
     respond: RespondArgs,
     #[command(flatten)]
+    quota: QuotaArgs,
+    #[command(flatten)]
     cognito: CognitoArgs,
     #[command(flatten)]
     hosts: HostArgs,
@@ -49,6 +51,7 @@ pub(super) async fn run(args: ServeArgs, log: &LogArgs) -> anyhow::Result<()> {
     let defender = args.defender.resolve(&mut findings);
     let worker = args.worker.resolve(&mut findings);
     let respond = args.respond.resolve(args.hosts.guard_of_machines(), &mut findings);
+    let quota = args.quota.resolve(&mut findings);
     let hosts = args.hosts.resolve(&args.cognito, &args.self_user, &args.defender, &mut findings);
     let warnings = findings.check()?;
     let defender = defender.expect("a setting that cannot be read is a finding");
@@ -64,6 +67,8 @@ pub(super) async fn run(args: ServeArgs, log: &LogArgs) -> anyhow::Result<()> {
             seal_keys: keys.seal_keys.clone(),
             retry: crate::retry::Policy::default(),
             respond,
+            quota,
+            alone: matches!(broker, BrokerUrl::Sqlite(_)),
             hosts,
         }),
         ingress: Some(roles::Ingress { settings: ingress, keys, portal_url, webhook }),

@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::roles::{self, Roles};
 use crate::config::{
-    BrokerArgs, CognitoArgs, DefenderArgs, Findings, HostArgs, KeyArgs, LogArgs, ProcessArgs, RespondArgs,
+    BrokerArgs, CognitoArgs, DefenderArgs, Findings, HostArgs, KeyArgs, LogArgs, ProcessArgs, QuotaArgs, RespondArgs,
     SelfUserArgs, WorkerArgs,
 };
 use crate::shutdown::Shutdown;
@@ -24,6 +24,8 @@ pub(super) struct WorkerRoleArgs {
     #[command(flatten)]
     respond: RespondArgs,
     #[command(flatten)]
+    quota: QuotaArgs,
+    #[command(flatten)]
     cognito: CognitoArgs,
     #[command(flatten)]
     hosts: HostArgs,
@@ -40,6 +42,7 @@ pub(super) async fn run(args: WorkerRoleArgs, log: &LogArgs) -> anyhow::Result<(
     let defender = args.defender.resolve(&mut findings);
     let settings = args.worker.resolve(&mut findings);
     let respond = args.respond.resolve(args.hosts.guard_of_machines(), &mut findings);
+    let quota = args.quota.resolve(&mut findings);
     let hosts = args.hosts.resolve(&args.cognito, &args.self_user, &args.defender, &mut findings);
     let warnings = findings.check()?;
     let defender = defender.expect("a setting that cannot be read is a finding");
@@ -55,6 +58,8 @@ pub(super) async fn run(args: WorkerRoleArgs, log: &LogArgs) -> anyhow::Result<(
             seal_keys: keys.seal_keys,
             retry: crate::retry::Policy::default(),
             respond,
+            quota,
+            alone: false,
             hosts,
         }),
         admin_listen: process.admin_listen,

@@ -243,16 +243,22 @@ impl Session {
         &self,
         family: Family,
         request: Request,
-        ready: Option<Ready>,
+        mut ready: Option<Ready>,
     ) -> Result<Answer, DefenderError> {
         let inner = &self.inner;
-        let _ready = match ready.filter(|ready| Instant::now() < ready.void_at) {
-            Some(ready) => ready,
-            None => self.ready(family).await?,
+        let _ready = loop {
+            let ready = match ready.take() {
+                Some(ready) => ready,
+                None => self.ready(family).await?,
+            };
+            let now = Instant::now();
+            if now >= inner.deadline {
+                return Err(DefenderError::deadline(family));
+            }
+            if now < ready.void_at {
+                break ready;
+            }
         };
-        if Instant::now() >= inner.deadline {
-            return Err(DefenderError::deadline(family));
-        }
         let authorization = request.headers.get(AUTHORIZATION).cloned();
         let began = Instant::now();
         let sent = inner.defender.shared.outbound.send(request, inner.deadline).await;

@@ -59,7 +59,7 @@ pub(super) struct Shared {
     /// Held to reserve without a desk.
     alone: tokio::sync::Mutex<()>,
     stop: CancellationToken,
-    metrics: Metrics,
+    pub(super) metrics: Metrics,
 }
 
 /// The answer to [`Desk::reserve`].
@@ -237,6 +237,10 @@ impl Desk {
         shared.spawn(callers::normal(Arc::clone(&shared), normal_callers));
         shared.spawn(reports::send(Arc::clone(&shared)));
         Ok(Self { shared, containment, normal, _tasks: Arc::new(stop.drop_guard()) })
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     /// Waits until one call to Cognito may go. A call for containment that gets no word from the desk within 1 s goes on;

@@ -1,9 +1,10 @@
 //! The one place of a deployment that grants permits and counts isolations (`DESIGN.md` 5).
 //!
 //! Every worker runs [`serve`]; the queue lets one of them answer (a single active consumer). Workers use it through
-//! [`Desk`], which also knows what to do when nobody answers.
+//! [`Desk`], which also knows what to do when nobody answers, and through [`Budget`] for calls to Defender.
 
 mod brake;
+mod budget;
 mod callers;
 mod deskless;
 mod handle;
@@ -15,12 +16,15 @@ mod protocol;
 mod reports;
 mod serve;
 mod state;
+mod teller;
 
 use std::time::Duration;
 
 use crate::broker::Lane;
+use crate::quota;
 
 pub use self::brake::{Brake, Cap, FIRST_SWEEP};
+pub use self::budget::Budget;
 pub use self::handle::{Desk, FirstSweep, Grant, Reservation, Stop, Sweep};
 pub use self::ledger::{Isolation, Ledger, Limits};
 pub use self::serve::serve;
@@ -39,6 +43,8 @@ pub const POST_LIMIT: Duration = Duration::from_secs(10);
 /// What the desk is to keep to. The same at all workers of a deployment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
+    /// Whether the worker works hosts. Only then it knows the rate and the caps, and answers questions about them.
+    pub hosts: bool,
     /// Requests a second to Cognito, of the whole deployment, from 1 (`BRIDGE_COGNITO_RATE`).
     pub cognito_rate: u32,
     /// Isolations in any hour, unless the operator raises it for a time.
@@ -47,11 +53,20 @@ pub struct Settings {
     pub max_isolated: u32,
     /// Untouched block tags that a start may find without beginning paused (`DESIGN.md` 10, ruling 17).
     pub first_sweep: u32,
+    /// Calls to Defender (`BRIDGE_QUOTA_*`).
+    pub quota: quota::Settings,
 }
 
 /// The figures of `DESIGN.md` 3 and `cognito.md` 6.4.
 impl Default for Settings {
     fn default() -> Self {
-        Self { cognito_rate: 20, isolations_per_hour: 10, max_isolated: 100, first_sweep: 3 }
+        Self {
+            hosts: true,
+            cognito_rate: 20,
+            isolations_per_hour: 10,
+            max_isolated: 100,
+            first_sweep: 3,
+            quota: quota::Settings::default(),
+        }
     }
 }

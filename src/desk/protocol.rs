@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::ledger::Isolation;
+use crate::quota::{Class, Key, Word};
 
 /// What the desk is asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +17,15 @@ pub(super) enum Request {
     Permits { containment: bool, count: u32 },
     /// Cognito answered 429.
     Throttled {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        retry_after_ms: Option<u64>,
+    },
+    /// Calls to Defender, of several accounts and families at once.
+    Quota { asker: Uuid, asks: Vec<QuotaAsk> },
+    /// Defender answered 429.
+    QuotaThrottled {
+        #[serde(flatten)]
+        key: Key,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         retry_after_ms: Option<u64>,
     },
@@ -45,6 +55,22 @@ pub(super) enum Request {
     /// A question of a newer version.
     #[serde(other)]
     Unknown,
+}
+
+impl Request {
+    /// Whether the answer needs what only workers know that work hosts.
+    pub(super) fn is_about_hosts(&self) -> bool {
+        !matches!(self, Self::Quota { .. } | Self::QuotaThrottled { .. } | Self::Present | Self::Unknown)
+    }
+}
+
+/// So many calls of one account and family.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct QuotaAsk {
+    #[serde(flatten)]
+    pub(super) key: Key,
+    pub(super) class: Class,
+    pub(super) count: u32,
 }
 
 /// What happened, and how long ago by the reporter's clock.
@@ -81,6 +107,8 @@ impl What {
 pub(super) enum Reply {
     /// So many may go; none: ask again after this time.
     Permits { granted: u32, wait_ms: u64 },
+    /// To [`Request::Quota`], in its order.
+    Quota { words: Vec<Word> },
     /// Done.
     Noted,
     /// To [`Request::Reserve`].
@@ -115,6 +143,7 @@ pub(super) fn millis(duration: Duration) -> u64 {
 mod tests {
     use super::*;
     use crate::job;
+    use crate::quota::Row;
 
     #[test]
     fn questions_and_answers_return_as_they_were() {
@@ -126,12 +155,16 @@ mod tests {
             since: Timestamp::UNIX_EPOCH,
             until: None,
         };
+        let key = Key::new("t.example", "app", Row::Alerts);
+        let ask = QuotaAsk { key: key.clone(), class: Class::Containment, count: 3 };
         let report = |what| Report { age_ms: 12, what };
         let posted = What::Posted { id: Uuid::nil(), machine_id: "m".to_owned(), host_id: 7 };
         let reports = vec![report(posted), report(What::Isolated { isolation })];
         for request in [
             Request::Permits { containment: true, count: 3 },
             Request::Throttled { retry_after_ms: None },
+            Request::Quota { asker: Uuid::nil(), asks: vec![ask] },
+            Request::QuotaThrottled { key, retry_after_ms: Some(5) },
             Request::Reserve { id: Uuid::nil(), machine_id: "m".to_owned(), host_id: 7, reports: reports.clone() },
             Request::Report { reports },
             Request::FirstSweep { hosts: vec![1, 2] },
@@ -142,6 +175,7 @@ mod tests {
         let free_at = Timestamp::UNIX_EPOCH;
         for reply in [
             Reply::Permits { granted: 1, wait_ms: 0 },
+            Reply::Quota { words: vec![Word { granted: 1, wait_ms: 0, free: vec![1, 2] }] },
             Reply::Reserved { answer: Answer::RateLimited { free_at } },
             Reply::Sweep { wait_ms: None },
             Reply::Drained,

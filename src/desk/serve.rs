@@ -1,4 +1,5 @@
-//! The desk itself: one loop that counts permits, and one that keeps the ledger.
+//! The desk itself: one loop that counts Cognito's permits, one that keeps the ledger, and one that grants Defender's
+//! (`teller`).
 //!
 //! # Taking over
 //! All workers receive from the desk's queue, and the broker hands the questions to one of them; when that one is gone,
@@ -13,6 +14,10 @@
 //!
 //! Cognito's rate is not retained. A new desk begins with the part of the bucket that is kept for containment and with
 //! the full rate, and learns of Cognito's limits from the next refusal.
+//!
+//! # Workers without hosts
+//! know neither the rate nor the caps. They are the desk for Defender's permits only: at a question about hosts they leave
+//! their place in line and come again at its end, so that the question goes to a worker that can answer it, which stays.
 //!
 //! # A pause
 //! is retained first, then the desk is asked to drain. Every grant is decided on a brake that was read after the question
@@ -35,6 +40,7 @@ use super::ledger::{Deskless, Ledger, Retained};
 use super::permits::{Class, Permits, Word};
 use super::protocol::{Answer, Reply, Request, millis};
 use super::state::{Ask, Found, GRANT_LIMIT, Now, State};
+use super::teller::Teller;
 use super::{LANE, Settings};
 use crate::broker::{Broker, BrokerError, Delivery, Settlement};
 use crate::job;
@@ -46,16 +52,28 @@ use crate::telemetry::metrics::Metrics;
 const PREFETCH: u16 = 500;
 
 /// Questions that are decided together: one reading and one writing of the ledger serves them all.
-const BATCH: usize = 250;
+pub(super) const BATCH: usize = 250;
 
 /// Permits that one question may ask for.
 const PERMITS_LIMIT: u32 = 100;
 
 /// After a time without questions somebody else may have been the desk.
-const IDLE: Duration = Duration::from_secs(2);
+pub(super) const IDLE: Duration = Duration::from_secs(2);
 
 /// The longest the retained values are waited for.
-const READ_LIMIT: Duration = Duration::from_secs(3);
+pub(super) const READ_LIMIT: Duration = Duration::from_secs(3);
+
+/// How long a worker without hosts stays away after a question about hosts. Where nobody works hosts, such questions come
+/// from operators' commands, and fail.
+const ASIDE: Duration = Duration::from_secs(1);
+
+/// Why a desk stopped.
+enum Ended {
+    /// It was told to.
+    Shutdown,
+    /// Somebody else is to answer.
+    Aside,
+}
 
 /// Answers the deployment's questions while this process is the one that gets them; until `shutdown` begins. A process
 /// that still has jobs in hand stops this after them.
@@ -68,11 +86,29 @@ pub async fn serve<B: Broker>(
     metrics: Metrics,
     shutdown: Shutdown,
 ) -> Result<(), BrokerError> {
+    while let Ended::Aside = serve_once(broker.clone(), settings.clone(), metrics.clone(), &shutdown).await? {
+        tokio::select! {
+            () = shutdown.begun() => break,
+            () = tokio::time::sleep(ASIDE) => {}
+        }
+    }
+    Ok(())
+}
+
+async fn serve_once<B: Broker>(
+    broker: B,
+    settings: Settings,
+    metrics: Metrics,
+    shutdown: &Shutdown,
+) -> Result<Ended, BrokerError> {
     let begun = is_alone(&broker).await.then(Timestamp::now);
     let mut receiver = broker.receive(&job::DESK, LANE, PREFETCH).await?;
     let origin = Instant::now();
     let answers = TaskTracker::new();
     let (cases, rest) = mpsc::unbounded_channel();
+    let (calls, callers) = mpsc::unbounded_channel();
+    let teller = Teller::new(broker.clone(), settings.quota.clone(), metrics.clone(), answers.clone());
+    let mut teller = tokio::spawn(teller.run(callers));
     let clerk = Clerk {
         broker,
         settings: settings.clone(),
@@ -87,6 +123,7 @@ pub async fn serve<B: Broker>(
         answers: answers.clone(),
     };
     let mut clerk = tokio::spawn(clerk.run(rest));
+    let mut aside = None;
     let mut window = Window {
         permits: Permits::new(settings.cognito_rate, Duration::ZERO),
         last: None,
@@ -98,14 +135,22 @@ pub async fn serve<B: Broker>(
         let next = window.permits.next(origin.elapsed());
         tokio::select! {
             biased;
-            () = shutdown.begun() => break Ok(()),
+            () = shutdown.begun() => break Ok(Ended::Shutdown),
             delivery = receiver.next() => match delivery {
                 None => break Err(BrokerError::Closed),
                 Some(delivery) => match read(&delivery) {
+                    request if !settings.hosts && request.is_about_hosts() => {
+                        aside = Some(delivery);
+                        break Ok(Ended::Aside);
+                    }
                     Request::Permits { containment, count } => window.ask(delivery, containment, count),
                     Request::Throttled { retry_after_ms } => {
                         window.throttled(retry_after_ms.map(Duration::from_millis));
                         answer(&answers, delivery, &Reply::Noted);
+                    }
+                    // The teller ends as the clerk does.
+                    request @ (Request::Quota { .. } | Request::QuotaThrottled { .. }) => {
+                        let _ = calls.send((delivery, request));
                     }
                     Request::Present => answer(&answers, delivery, &Reply::Noted),
                     Request::Unknown => answer(&answers, delivery, &Reply::Unavailable),
@@ -117,17 +162,21 @@ pub async fn serve<B: Broker>(
             },
             () = tokio::time::sleep(next.unwrap_or_default()), if next.is_some() => {}
             _ = &mut clerk => break Err(BrokerError::Unknown("the keeper of the ledger has failed".to_owned())),
+            _ = &mut teller => break Err(BrokerError::Unknown("the keeper of the quota has failed".to_owned())),
         }
         window.tell();
     };
     // First nobody sends here any more, then what is left goes to the next desk.
     receiver.close().await;
-    drop(cases);
-    for delivery in window.permits.dismiss() {
+    drop((cases, calls));
+    for delivery in window.permits.dismiss().into_iter().chain(aside) {
         give_back(&answers, delivery);
     }
     if !clerk.is_finished() {
         let _ = clerk.await;
+    }
+    if !teller.is_finished() {
+        let _ = teller.await;
     }
     answers.close();
     answers.wait().await;
@@ -148,7 +197,7 @@ fn read(delivery: &Delivery) -> Request {
     })
 }
 
-fn answer(answers: &TaskTracker, delivery: Delivery, reply: &Reply) {
+pub(super) fn answer(answers: &TaskTracker, delivery: Delivery, reply: &Reply) {
     let reply = Some(job::encode(reply));
     answers.spawn(async move {
         if let Err(error) = delivery.settle(Settlement::Done { reply }).await {

@@ -138,6 +138,19 @@ struct Circuit {
     family: &'static str,
 }
 
+/// Labels of a window of the quota.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct QuotaWindow {
+    family: &'static str,
+    window: &'static str,
+}
+
+/// Labels of a family of calls.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallFamily {
+    family: &'static str,
+}
+
 /// Labels of a cache.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Cache {
@@ -214,6 +227,10 @@ pub struct Metrics {
     containment_times: Durations<Action>,
     repairs: Family<Repair, Counter>,
     oldest_trigger: Gauge<f64, AtomicU64>,
+    defender_permits: Durations<Permit>,
+    defender_throttled: Family<CallFamily, Counter<f64, AtomicU64>>,
+    quota_used: Family<QuotaWindow, Gauge<i64, AtomicI64>>,
+    quota_left: Family<QuotaWindow, Gauge<i64, AtomicI64>>,
     reservations: Family<Outcome, Counter>,
     isolated: Gauge<i64, AtomicI64>,
     paused: Gauge<i64, AtomicI64>,
@@ -254,6 +271,10 @@ impl Default for Metrics {
             containment_times: Family::new_with_constructor(|| Histogram::new(CONTAINMENT_SECONDS)),
             repairs: Family::default(),
             oldest_trigger: Gauge::default(),
+            defender_permits: Family::new_with_constructor(histogram),
+            defender_throttled: Family::default(),
+            quota_used: Family::default(),
+            quota_left: Family::default(),
             reservations: Family::default(),
             isolated: Gauge::default(),
             paused: Gauge::default(),
@@ -369,6 +390,27 @@ impl Default for Metrics {
             "oldest_trigger_seconds",
             "How long the sweep of this process has seen the oldest block or unblock tag that is still there",
             metrics.oldest_trigger.clone(),
+        );
+        registry.register(
+            "defender_permit_wait_seconds",
+            "Time that calls to Defender and Graph waited for the deployment's quota, by class (containment, lookup)",
+            metrics.defender_permits.clone(),
+        );
+        registry.register(
+            "defender_throttled_seconds",
+            "Time for which Defender or Graph told this process to rest, by family",
+            metrics.defender_throttled.clone(),
+        );
+        registry.register(
+            "defender_quota_used",
+            "Calls that count in a window (minute, hour) of a family's quota, of the account with least left in it; from \
+             the process that counts for the deployment",
+            metrics.quota_used.clone(),
+        );
+        registry.register(
+            "defender_quota_left",
+            "Calls that are left in a window of a family's quota, of the account with least left in it",
+            metrics.quota_left.clone(),
         );
         registry.register(
             "isolation_reservations",
@@ -518,6 +560,29 @@ impl Metrics {
         self.oldest_trigger.set(age.unwrap_or_default().as_secs_f64());
     }
 
+    /// A call to Defender or Graph got its permit, or was refused one.
+    pub fn defender_permit(&self, class: &'static str, waited: Duration) {
+        self.defender_permits.get_or_create(&Permit { class }).observe(waited.as_secs_f64());
+    }
+
+    /// Defender or Graph throttled a family, for so long.
+    pub fn defender_throttled(&self, family: &'static str, rest: Duration) {
+        self.defender_throttled.get_or_create(&CallFamily { family }).inc_by(rest.as_secs_f64());
+    }
+
+    /// How full a window of the quota is, as the process that counts knows it.
+    pub fn defender_quota(&self, family: &'static str, window: &'static str, used: u32, left: u32) {
+        let labels = QuotaWindow { family, window };
+        self.quota_used.get_or_create(&labels).set(i64::from(used));
+        self.quota_left.get_or_create(&labels).set(i64::from(left));
+    }
+
+    /// This process does not count for the deployment any more.
+    pub fn no_defender_quota(&self) {
+        self.quota_used.clear();
+        self.quota_left.clear();
+    }
+
     /// An isolation was asked for.
     pub fn isolation_reservation(&self, outcome: &'static str) {
         self.reservations.get_or_create(&Outcome { outcome }).inc();
@@ -596,6 +661,9 @@ mod tests {
         metrics.host_events("ignored", "unknown_kind", 2);
         metrics.call("hunting", "2xx", Duration::from_millis(20));
         metrics.cognito_permit("containment", Duration::from_millis(3));
+        metrics.defender_permit("lookup", Duration::from_millis(3));
+        metrics.defender_throttled("hunting", Duration::from_secs(5));
+        metrics.defender_quota("alerts", "minute", 7, 73);
         metrics.isolation_reservation("rate_limited");
         metrics.isolated(4);
         metrics.isolations_paused(true);
@@ -619,6 +687,10 @@ mod tests {
             concat!("bridge_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
             "# TYPE process_start_time_seconds gauge",
             "bridge_cognito_permit_wait_seconds_count{class=\"containment\"} 1",
+            "bridge_defender_permit_wait_seconds_count{class=\"lookup\"} 1",
+            "bridge_defender_throttled_seconds_total{family=\"hunting\"} 5",
+            "bridge_defender_quota_used{family=\"alerts\",window=\"minute\"} 7",
+            "bridge_defender_quota_left{family=\"alerts\",window=\"minute\"} 73",
             "bridge_isolation_reservations_total{outcome=\"rate_limited\"} 1",
             "bridge_isolated_machines 4",
             "bridge_isolations_paused 1",

@@ -19,6 +19,7 @@ use defender_bridge::defender::{self, Credentials, Defender, Permits};
 use defender_bridge::job::TOPOLOGY;
 use defender_bridge::key_sets;
 use defender_bridge::outbound::Outbound;
+use defender_bridge::quota;
 use defender_bridge::relay::token;
 use defender_bridge::retry;
 use defender_bridge::shutdown::Shutdown;
@@ -61,6 +62,7 @@ pub struct Options {
     pub answer_ttl: Duration,
     pub concurrency: u16,
     pub retry: retry::Policy,
+    pub quota: quota::Settings,
     pub simulator: simulator::Settings,
     /// In place of the simulator's URL, for upstreams that are not there or speak no HTTP.
     pub upstream: Option<String>,
@@ -99,7 +101,7 @@ impl std::fmt::Debug for Permitting {
 }
 
 impl Default for Options {
-    /// Retries are quick and answers are not kept, so that each call of a test is seen.
+    /// Retries are quick, answers are not kept and no quota is in the way, so that each call of a test is seen.
     fn default() -> Self {
         Self {
             queue: Queue::Sqlite,
@@ -114,6 +116,7 @@ impl Default for Options {
             answer_ttl: Duration::ZERO,
             concurrency: 64,
             retry: retry::Policy { first: Duration::from_millis(5), cap: Duration::from_millis(20), tries: 3 },
+            quota: quota::Settings::new(|_| quota::Limits { per_minute: 1_000_000, per_hour: None }),
             simulator: simulator::Settings { quota: None, ..simulator::Settings::default() },
             upstream: None,
             defender_url: None,
@@ -323,6 +326,8 @@ fn roles_of(options: &Options, upstream: &str) -> Roles {
             },
             retry: options.retry.clone(),
             respond: options.respond.clone(),
+            quota: options.quota.clone(),
+            alone: options.queue == Queue::Sqlite,
             hosts: options.hosts.clone().map(|policy| host_settings(options, upstream, policy)),
         }),
         admin_listen: Some(any_port),

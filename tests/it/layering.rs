@@ -5,15 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// What each module may import of the crate, besides itself. `telemetry` serves every edge.
-const ALLOWED: [(&str, &[&str]); 26] = [
+const ALLOWED: [(&str, &[&str]); 27] = [
     ("admin", &["broker", "shutdown", "telemetry"]),
     ("broker", &[]),
     ("cognito", &["outbound", "redact", "retry", "telemetry"]),
-    ("config", &["cognito", "containment", "credentials", "defender", "key_sets", "relay", "telemetry"]),
+    ("config", &["cognito", "containment", "credentials", "defender", "key_sets", "quota", "relay", "telemetry"]),
     ("containment", &["cognito::model", "defender::model"]),
     ("credentials", &[]),
     ("defender", &["outbound", "redact", "retry", "telemetry"]),
-    ("desk", &["broker", "job", "shutdown", "telemetry"]),
+    ("desk", &["broker", "job", "quota", "shutdown", "telemetry"]),
     (
         "ingress",
         &["broker", "cognito::audit", "config", "credentials", "job", "key_sets", "relay", "shutdown", "telemetry"],
@@ -25,6 +25,7 @@ const ALLOWED: [(&str, &[&str]); 26] = [
     ("mapping", &["defender::model", "relay"]),
     ("outbound", &["retry", "telemetry"]),
     ("platform", &["outbound", "redact"]),
+    ("quota", &[]),
     ("redact", &[]),
     ("relay", &[]),
     ("retry", &[]),
@@ -70,6 +71,7 @@ const ALLOWED: [(&str, &[&str]); 26] = [
             "mapping",
             "outbound",
             "platform",
+            "quota",
             "relay",
             "retry",
             "shutdown",
@@ -96,7 +98,7 @@ const HOMES: [(&str, &[&str]); 7] = [
 ];
 
 /// Pure modules: no runtime, no network, no clock.
-const PURE: [&str; 3] = ["relay", "mapping", "containment"];
+const PURE: [&str; 4] = ["relay", "mapping", "containment", "quota"];
 const IMPURE: [&str; 6] = ["tokio::", "std::net::Tcp", "SystemTime::now", "Timestamp::now", "Instant::now", "std::fs"];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {

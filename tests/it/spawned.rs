@@ -27,8 +27,8 @@ pub struct Role {
 }
 
 impl Role {
-    /// A role with the keys of the tests, ports by the system, no cached answers, and nothing of this process's own
-    /// settings.
+    /// A role with the keys of the tests, ports by the system, no cached answers, no quota in the way, and nothing of
+    /// this process's own settings.
     pub fn new(name: &'static str) -> Self {
         let settings = [
             ("HOME", env!("CARGO_TARGET_TMPDIR")),
@@ -37,6 +37,11 @@ impl Role {
             ("BRIDGE_LISTEN", "127.0.0.1:0"),
             ("BRIDGE_ADMIN_LISTEN", "127.0.0.1:0"),
             ("BRIDGE_ANSWER_TTL", "0s"),
+            ("BRIDGE_QUOTA_ALERTS", "1000000/1000000"),
+            ("BRIDGE_QUOTA_MACHINES", "1000000/1000000"),
+            ("BRIDGE_QUOTA_ACTIONS", "1000000/1000000"),
+            ("BRIDGE_QUOTA_MACHINEACTIONS", "1000000/1000000"),
+            ("BRIDGE_QUOTA_HUNTING", "1000000"),
         ];
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         Self { name, arguments: Vec::new(), settings }

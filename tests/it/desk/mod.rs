@@ -7,6 +7,7 @@ mod alone;
 mod brake;
 mod command;
 mod isolations;
+mod quota;
 mod rate;
 mod sweeps;
 mod takeover;
@@ -25,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Caps out of the way of a case, but for those it sets.
 fn settings() -> Settings {
-    Settings { cognito_rate: 200, isolations_per_hour: 1_000, max_isolated: 1_000, first_sweep: 3 }
+    Settings { cognito_rate: 200, isolations_per_hour: 1_000, max_isolated: 1_000, ..Settings::default() }
 }
 
 /// A desk that runs in a task.

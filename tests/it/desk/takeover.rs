@@ -14,14 +14,14 @@ use crate::broker_conformance::World as _;
 use crate::broker_conformance::on_rabbitmq::{OnRabbitMq, Wire, test_url};
 
 /// A link that can be cut like the cable of a dead machine.
-async fn mortal(world: &OnRabbitMq) -> (Wire, RabbitMq) {
+pub(super) async fn mortal(world: &OnRabbitMq) -> (Wire, RabbitMq) {
     let wire = Wire::lay(&test_url()).await;
     let broker = OnRabbitMq::connect(&world.namespace, &TOPOLOGY, wire.url.clone()).await;
     (wire, broker)
 }
 
 /// Waits until so many receive the desk's questions.
-async fn receivers(broker: &RabbitMq, count: u64) {
+pub(super) async fn receivers(broker: &RabbitMq, count: u64) {
     let end = Instant::now() + super::PATIENCE;
     loop {
         let health = broker.check().await;
