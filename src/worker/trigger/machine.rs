@@ -157,6 +157,8 @@ impl Run<'_> {
                 Step::Cancel { .. } if taken_back.is_some() => return Err(in_progress(taken_back.as_ref())),
                 Step::Cancel { action } => Some(action),
                 Step::Settled { .. } if taken_back.is_some() => return Ok(Done::action("posted", taken_back)),
+                // The list may lack an isolation. A release in vain does no harm, one that is not asked for does.
+                Step::Settled { action: None } => None,
                 Step::Settled { action } => return Ok(Done::action("already", action)),
                 Step::Track { action } => return Ok(Done::action("adopted", Some(action))),
                 Step::Wait { action, .. } => {
