@@ -10,13 +10,13 @@
 //! and grants; and of a minute's limit 95 % can be used, of an hour's more than 99 %.
 //!
 //! # Who goes first
-//! Of the families that containment uses, a part ([`RESERVED`]) is for containment alone. For the others the askers, one
+//! Of the families that containment uses, a part (`RESERVED`) is for containment alone. For the others the askers, one
 //! for each worker, take turns: one that asks gets nothing of what those before it in line have been told to come for, and
 //! no more than its part where others wait.
 //!
 //! # Several books
 //! Each desk writes its uses under a name of its own. Merging two books takes the larger figure of each (slot, name), so
-//! it may be done in any order and any number of times. Uses that another desk wrote are kept [`SKEW`] longer, for its
+//! it may be done in any order and any number of times. Uses that another desk wrote are kept `SKEW` longer, for its
 //! clock may be ahead or behind.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
