@@ -106,16 +106,19 @@ fn operation(route: Route, schemas: &mut Schemas) -> Value {
 
 /// The path that tells how a machine action stands: no route of the platform, with statuses of its own.
 pub(super) fn action(schemas: &mut Schemas) -> Value {
-    let id = json!({
-        "name": "id", "in": "path", "required": true,
-        "description": "Defender's id of the action, as in the header `x-machine-action-id` of a trigger's answer.",
-        "schema": {"type": "string", "pattern": "^[A-Za-z0-9-]{1,64}$"},
-    });
+    let id = |schema| {
+        json!([{
+            "name": "id", "in": "path", "required": true,
+            "description": "Defender's id of the action, as in the header `x-machine-action-id` of a trigger's answer.",
+            "schema": schema,
+        }])
+    };
     let mut get = json!({
         "operationId": "action",
         "tags": ["actions"],
         "summary": "How a machine action stands, asked of Defender now",
         "security": [{"relayToken": []}],
+        "parameters": id(json!({"type": "string", "pattern": "^[A-Za-z0-9-]{1,64}$"})),
         "responses": {"200": schemas.answer::<MachineAction>("As Defender has it.", &[])},
     });
     for (status, description, error) in [
@@ -133,7 +136,10 @@ pub(super) fn action(schemas: &mut Schemas) -> Value {
     ] {
         get["responses"][status] = schemas.answer::<Failed>(description, &[("failed", relay::failure(&[error]))]);
     }
-    json!({ "parameters": [id], "get": get, "options": options(ALLOW_GET) })
+    // Which methods a path has does not depend on what stands in the place of the id.
+    let mut options = options(ALLOW_GET);
+    options["parameters"] = id(json!({"type": "string", "minLength": 1}));
+    json!({ "get": get, "options": options })
 }
 
 /// The body of what asks about observables.
