@@ -286,11 +286,30 @@ async fn typed(arguments: &str, variables: &BTreeMap<&str, String>, answers: &[(
     let mut shown = String::new();
     for (question, answer) in answers {
         until(&mut screen, &mut shown, question).await;
+        if question.contains("secret") || question.contains("PASSWORD") {
+            until_unseen(child.id().expect("it runs")).await;
+        }
         keyboard.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
     }
     until(&mut screen, &mut shown, last).await;
     assert!(child.wait().await.unwrap().success(), "{shown}");
     shown
+}
+
+/// Waits until what is typed at the terminal that `script` has made is not shown. The question comes a moment sooner.
+async fn until_unseen(script: u32) {
+    let shows = || {
+        let children = std::fs::read_to_string(format!("/proc/{script}/task/{script}/children")).ok()?;
+        let child = children.split_whitespace().next()?.to_owned();
+        let terminal = std::fs::read_link(format!("/proc/{child}/fd/0")).ok()?;
+        let settings = std::process::Command::new("stty").arg("-F").arg(terminal).arg("-a").output().ok()?;
+        Some(!String::from_utf8_lossy(&settings.stdout).split_whitespace().any(|word| word == "-echo"))
+    };
+    let end = std::time::Instant::now() + super::spawned::PATIENCE;
+    while shows() != Some(false) {
+        assert!(std::time::Instant::now() < end, "what is typed would be shown");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
 }
 
 /// Reads on until `part` has been shown.
