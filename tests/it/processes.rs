@@ -135,7 +135,7 @@ async fn a_killed_worker_costs_no_caller_its_answer() {
     simulator.control().forget();
 
     let callers = crowd(&ingress.url("/observe/observables"), CALLERS);
-    simulator.control().reached("hunting", 60).await;
+    simulator.control().reached("hunting", 4).await;
     let in_hands = workers[0].metric("bridge_jobs_in_hands").await;
     let worked = workers[0].jobs_worked().await;
     assert!(in_hands > 0.0, "it was killed at rest");

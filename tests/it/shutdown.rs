@@ -167,7 +167,7 @@ async fn a_worker_that_stops_hands_its_jobs_to_another_at_no_cost() {
     let sightings = warm_up(&ingress, &simulator).await;
 
     let callers = crowd(&ingress, 160);
-    simulator.control().reached("hunting", 40).await;
+    simulator.control().reached("hunting", 2).await;
     let in_hands = first.metric("bridge_jobs_in_hands").await;
     let before = first.jobs_worked().await;
     first.signal("-TERM");
@@ -238,7 +238,7 @@ async fn a_second_signal_ends_a_worker_at_once_and_gives_its_jobs_back() {
 
     let callers = crowd(&ingress, 10);
     first.reaches("bridge_jobs_in_hands", 10.0).await;
-    simulator.control().reached("hunting", 10).await;
+    simulator.control().reached("hunting", 1).await;
     first.signal("-TERM");
     first.logged("stopping").await;
     simulator.control().clear_faults();
