@@ -88,7 +88,10 @@ fn longest(answers: &[Answered]) -> Duration {
 
 /// One ingress and three workers with few enough slots that a crowd has to wait in the queue.
 async fn deployment(broker: &str, simulator: &Simulator) -> (Spawned, [Spawned; 3]) {
-    let deployment = Deployment::at(broker, &simulator.url()).set("BRIDGE_WORKER_CONCURRENCY", "16");
+    // A crowd may wait here: it is about who answers, not about who is refused.
+    let deployment = Deployment::at(broker, &simulator.url())
+        .set("BRIDGE_WORKER_CONCURRENCY", "16")
+        .set("BRIDGE_RELAY_MAX_WAIT", "50s");
     let (ingress, workers) = tokio::join!(deployment.ingress(), deployment.workers());
     (ingress, workers)
 }
