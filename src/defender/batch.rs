@@ -14,6 +14,7 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::BoxFuture;
+use opentelemetry::trace::SpanContext;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 use tracing::{Instrument as _, Span};
@@ -63,7 +64,8 @@ struct Caller<Q: Question> {
     top: usize,
     until: Instant,
     answers: mpsc::UnboundedSender<Answered<Q>>,
-    span: Span,
+    /// Where it stands in its trace.
+    place: SpanContext,
 }
 
 impl<Q: Question> Caller<Q> {
@@ -113,14 +115,14 @@ impl<Q: Question> Line<Q> {
 
     /// Whether a query is to be formed now, and then by whom it is wanted first: the caller of this is to form it. What is
     /// under way with fewer rows waits until it is answered.
-    fn forms(&mut self) -> Option<Span> {
+    fn forms(&mut self) -> Option<SpanContext> {
         if self.forming || self.flights == FLIGHTS {
             return None;
         }
         let (_, callers) = self.waiting.values().find(|(item, _)| !self.flying.contains_key(item))?;
-        let span = callers.first().map_or_else(Span::none, |caller| caller.span.clone());
+        let first = callers.first()?.place.clone();
         self.forming = true;
-        Some(span)
+        Some(first)
     }
 
     /// When the last of those gives up who wait for a query to be formed. Forgets those who did.
@@ -139,7 +141,7 @@ impl<Q: Question> Line<Q> {
     /// Takes what fits one query, oldest first.
     fn take(&mut self, now: Instant) -> Option<Batch<Q>> {
         self.latest(now)?;
-        let mut batch = Batch { items: Vec::new(), top: 0, until: now, spans: Vec::new() };
+        let mut batch = Batch { items: Vec::new(), top: 0, until: now, parts: Vec::new() };
         let mut bytes = 0;
         let mut taken = Vec::new();
         for (place, (item, callers)) in &self.waiting {
@@ -159,7 +161,7 @@ impl<Q: Question> Line<Q> {
             let Some((item, callers)) = self.waiting.remove(&place) else { continue };
             self.places.remove(&item);
             batch.until = callers.iter().map(|caller| caller.until).fold(batch.until, Instant::max);
-            batch.spans.extend(callers.iter().map(|caller| caller.span.clone()));
+            batch.parts.extend(callers.iter().map(|caller| caller.place.clone()));
             self.flying.insert(item, (batch.top, callers));
         }
         (!batch.items.is_empty()).then_some(batch)
@@ -177,7 +179,8 @@ struct Batch<Q: Question> {
     top: usize,
     /// When the last of its callers gives up.
     until: Instant,
-    spans: Vec<Span>,
+    /// Who has a part in it.
+    parts: Vec<SpanContext>,
 }
 
 /// The lines of all accounts, of one sort of query.
@@ -226,8 +229,8 @@ impl Session {
         let (answers, mut answered) = mpsc::unbounded_channel();
         let forms = Q::batches(&inner.defender.shared).with(&inner.account, |line| {
             for (at, (item, top)) in items.into_iter().enumerate() {
-                let (answers, span) = (answers.clone(), Span::current());
-                line.add(item, Caller { at, top, until: inner.deadline, answers, span });
+                let (answers, place) = (answers.clone(), propagation::here());
+                line.add(item, Caller { at, top, until: inner.deadline, answers, place });
             }
             line.forms()
         });
@@ -261,12 +264,13 @@ enum State {
 }
 
 impl<Q: Question> Flight<Q> {
-    /// Begins a task of its own when `forms` says so, within that span.
-    fn begin(session: &Session, forms: Option<Span>) {
-        if let Some(span) = forms {
+    /// Begins a task of its own when `forms` says for whom.
+    fn begin(session: &Session, forms: Option<SpanContext>) {
+        if let Some(first) = forms {
+            let span = propagation::batch_span(first.clone());
             let flight = Flight::<Q> { session: session.clone(), items: Vec::new(), state: State::Forming };
             // In a box, for it begins others of its kind.
-            let run: BoxFuture<'static, ()> = Box::pin(flight.run().instrument(span));
+            let run: BoxFuture<'static, ()> = Box::pin(flight.run(first).instrument(span));
             tokio::spawn(run);
         }
     }
@@ -275,7 +279,7 @@ impl<Q: Question> Flight<Q> {
         Q::batches(&self.session.inner.defender.shared).with(&self.session.inner.account, change)
     }
 
-    async fn run(mut self) {
+    async fn run(mut self, first: SpanContext) {
         let next = match self.form().await {
             None => self.with(|line| {
                 line.forming = false;
@@ -290,9 +294,9 @@ impl<Q: Question> Flight<Q> {
                     line.forms()
                 });
                 Self::begin(&self.session, meanwhile);
-                let span = propagation::batch_span(&batch.spans);
+                propagation::shared_by(&Span::current(), &first, batch.parts);
                 let session = self.session.until(batch.until);
-                let answers = Q::ask(session, batch.items, batch.top, permit).instrument(span).await;
+                let answers = Q::ask(session, batch.items, batch.top, permit).await;
                 self.with(|line| {
                     for (item, answer) in answers {
                         deliver(line, item, &answer, batch.until);

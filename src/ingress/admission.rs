@@ -6,9 +6,9 @@
 //! the workers' own time too, which is no reason to refuse anybody: slow calls of few callers are long, and nobody waits.
 //! So a long time is a suspicion only, and the queue itself is looked at: while nothing is ready in it all are admitted.
 //!
-//! It needs no memory of workers. When they go the replies cease, and whoever comes is refused once those accepted before
-//! wait already; when they come back the first replies end it. A few are always admitted: without them nobody would learn
-//! that there are workers again.
+//! It needs no memory of workers. When they go the replies cease, and whoever comes is refused once the silence is as long
+//! as the wait that is allowed; when they come back the first replies end it. A few are always admitted: without them nobody
+//! would learn that there are workers again.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -43,18 +43,21 @@ struct Flow {
     outstanding: usize,
     /// Since when there were calls without a pause.
     busy_since: Instant,
+    /// Since when nothing came back.
+    quiet_since: Instant,
     /// Replies by the beginning of their slice, oldest first, of [`WINDOW`].
     replies: VecDeque<(Instant, u32)>,
 }
 
 impl Flow {
     fn new(now: Instant) -> Flow {
-        Flow { outstanding: 0, busy_since: now, replies: VecDeque::new() }
+        Flow { outstanding: 0, busy_since: now, quiet_since: now, replies: VecDeque::new() }
     }
 
     fn begin(&mut self, now: Instant) {
         if self.outstanding == 0 {
             self.busy_since = now;
+            self.quiet_since = now;
             self.replies.clear();
         }
         self.outstanding += 1;
@@ -65,6 +68,7 @@ impl Flow {
         if !replied {
             return;
         }
+        self.quiet_since = now;
         self.forget(now);
         match self.replies.back_mut() {
             Some((since, count)) if now.duration_since(*since) < SLICE => *count += 1,
@@ -78,8 +82,7 @@ impl Flow {
         }
     }
 
-    /// How long a call that comes now would be behind the ingress; [`Duration::MAX`] when nothing comes back, none while
-    /// that cannot be said or does not matter.
+    /// How long a call that comes now would be behind the ingress; none while that does not matter.
     fn expected(&mut self, now: Instant) -> Duration {
         let busy = now.duration_since(self.busy_since);
         if self.outstanding < ALWAYS_ADMITTED || busy < WARM_UP {
@@ -88,7 +91,8 @@ impl Flow {
         self.forget(now);
         let replies: u32 = self.replies.iter().map(|(_, count)| count).sum();
         if replies == 0 {
-            return Duration::MAX;
+            // The first replies may only be slow. What is known is that those before have waited for so long already.
+            return now.duration_since(self.quiet_since);
         }
         let seconds = self.outstanding as f64 * busy.min(WINDOW).as_secs_f64() / f64::from(replies);
         Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
@@ -193,8 +197,6 @@ mod tests {
         seconds.iter().enumerate().map(told).collect()
     }
 
-    const FOR_EVER: f64 = Duration::MAX.as_secs_f64();
-
     #[test]
     fn the_time_behind_the_ingress_is_told_by_what_is_outstanding_and_comes_back() {
         assert_eq!(expected(&[(100, 100), (100, 100), (100, 100)]), [0.0, 0.0, 0.0]);
@@ -207,14 +209,20 @@ mod tests {
     #[test]
     fn few_calls_are_never_held_to_wait() {
         assert_eq!(expected(&[(15, 0), (0, 0), (0, 0)]), [0.0, 0.0, 0.0]);
-        assert_eq!(expected(&[(16, 0), (0, 0)]), [FOR_EVER, FOR_EVER]);
+        assert_eq!(expected(&[(16, 0), (0, 0)]), [1.0, 2.0]);
+    }
+
+    #[test]
+    fn slow_first_replies_are_waited_for() {
+        // Nothing for three seconds, then all that a worker has hands for at once.
+        assert_eq!(expected(&[(160, 0), (0, 0), (0, 0), (0, 80)]), [1.0, 2.0, 3.0, 4.0]);
     }
 
     #[test]
     fn workers_that_go_and_come_are_noticed() {
         let told = expected(&[(200, 100), (100, 0), (0, 0), (0, 0), (0, 0), (0, 0), (0, 50), (0, 100)]);
         assert_eq!(told[0], 1.0);
-        assert_eq!(told[5], FOR_EVER, "no reply in the window");
+        assert!((5.0..5.1).contains(&told[5]), "the silence, when there is no reply in the window: {told:?}");
         assert!(told[6] < 16.0 && told[7] < 2.0, "{told:?}");
     }
 
@@ -227,6 +235,6 @@ mod tests {
         let later = start + Duration::from_secs(60);
         (0..1000).for_each(|_| flow.begin(later));
         assert_eq!(flow.expected(later + WARM_UP / 2), Duration::ZERO, "the first replies are on their way");
-        assert_eq!(flow.expected(later + WARM_UP), Duration::MAX);
+        assert_eq!(flow.expected(later + WARM_UP), WARM_UP);
     }
 }

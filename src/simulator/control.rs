@@ -17,6 +17,9 @@ use super::script::{Script, Scripted};
 use super::world::{World, lock};
 use super::{Application, Tenant, TenantData, entra};
 
+/// How long the calls that somebody waits for may take to come: longer than any deadline of the bridge.
+const REACHED_PATIENCE: Duration = Duration::from_secs(60);
+
 /// One of the two services that look at roles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -101,13 +104,14 @@ impl Control {
     }
 
     /// Returns when there have been at least `count` calls of `route`; they may still be in work.
+    ///
+    /// # Panics
+    /// They do not come within [`REACHED_PATIENCE`]: a count that is never reached fails a test in place of hanging it.
     pub async fn reached(&self, route: &str, count: u64) {
         let mut ticks = self.0.recorder.watch();
-        while self.calls(route) < count {
-            if ticks.changed().await.is_err() {
-                return;
-            }
-        }
+        let all = ticks.wait_for(|_| self.calls(route) >= count);
+        let in_time = tokio::time::timeout(REACHED_PATIENCE, all).await;
+        assert!(in_time.is_ok(), "only {} of {count} calls of {route} came", self.calls(route));
     }
 
     /// Sets all counters to zero and forgets the requests.

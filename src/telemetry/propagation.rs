@@ -64,24 +64,32 @@ fn adopt(span: &Span, parent: Context) {
     }
 }
 
-/// The span of a call that several have a part in: within the first's, with links to the others (`DESIGN.md` 10.19). Of
-/// one alone it is its own.
+/// Where the present span stands in its trace. It outlives the span without holding it open.
 #[must_use]
-pub fn batch_span(parts: &[Span]) -> Span {
-    let Some((first, others)) = parts.split_first() else { return Span::none() };
-    let mut seen = std::collections::HashSet::from([first.id()]);
-    let others: Vec<&Span> = others.iter().filter(|span| seen.insert(span.id())).collect();
-    if others.is_empty() {
-        return first.clone();
-    }
-    let span = tracing::info_span!(parent: first, "batch", otel.kind = "internal", batch.requests = others.len() + 1);
-    for other in others {
-        let context = other.context();
-        if context.span().span_context().is_valid() {
-            span.add_link(context.span().span_context().clone());
+pub fn here() -> SpanContext {
+    Span::current().context().span().span_context().clone()
+}
+
+/// The span of a call that several have a part in, within that of the `first` (`DESIGN.md` 10.19). It does not hold the
+/// first's span open: whoever asked may be gone before the call ends.
+#[must_use]
+pub fn batch_span(first: SpanContext) -> Span {
+    let span =
+        tracing::info_span!(parent: None, "batch", otel.kind = "internal", batch.requests = Empty, trace_id = Empty);
+    adopt(&span, Context::new().with_remote_span_context(first));
+    record_trace_id(&span);
+    span
+}
+
+/// Names who has a part in a batch: links to all but the first, whose child its span is.
+pub fn shared_by(span: &Span, first: &SpanContext, parts: Vec<SpanContext>) {
+    let mut seen = std::collections::HashSet::from([(first.trace_id(), first.span_id())]);
+    for part in parts {
+        if seen.insert((part.trace_id(), part.span_id())) && part.is_valid() {
+            span.add_link(part);
         }
     }
-    span
+    span.record("batch.requests", seen.len());
 }
 
 fn record_trace_id(span: &Span) {

@@ -88,10 +88,7 @@ fn longest(answers: &[Answered]) -> Duration {
 
 /// One ingress and three workers with few enough slots that a crowd has to wait in the queue.
 async fn deployment(broker: &str, simulator: &Simulator) -> (Spawned, [Spawned; 3]) {
-    // A crowd may wait here: it is about who answers, not about who is refused.
-    let deployment = Deployment::at(broker, &simulator.url())
-        .set("BRIDGE_WORKER_CONCURRENCY", "16")
-        .set("BRIDGE_RELAY_MAX_WAIT", "50s");
+    let deployment = Deployment::at(broker, &simulator.url()).set("BRIDGE_WORKER_CONCURRENCY", "16");
     let (ingress, workers) = tokio::join!(deployment.ingress(), deployment.workers());
     (ingress, workers)
 }

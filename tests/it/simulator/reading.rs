@@ -35,7 +35,7 @@ async fn defender_refuses_what_is_no_hash_domain_address_or_query() {
         ("/api/machines/findbyip(ip='192.0.2.41')".to_owned(), 400, "InvalidInput"),
         ("/api/machines/findbyip(ip='192.0.2.41',timestamp=yesterday)".to_owned(), 400, "InvalidInput"),
         ("/api/machines/findbyip(ip='192.0.2.41',timestamp=2020-01-01T00:00:00Z)".to_owned(), 400, "InvalidInput"),
-        ("/api/indicators".to_owned(), 404, "ResourceNotFound"),
+        ("/api/indicators?$filter=nope%20eq%20'a'".to_owned(), 400, "ODataError"),
         ("/api/nowhere".to_owned(), 404, "ResourceNotFound"),
         ("/api/advancedqueries/run".to_owned(), 410, "Gone"),
     ] {
@@ -46,13 +46,13 @@ async fn defender_refuses_what_is_no_hash_domain_address_or_query() {
 }
 
 #[tokio::test]
-async fn retired_and_writing_routes_are_refused_and_counted() {
+async fn retired_routes_and_wrong_writes_are_refused_and_counted() {
     let world = World::start().await;
     for (path, status) in [
         ("/api/advancedqueries/run", 410),
         ("/api/advancedhunting/run", 410),
-        ("/api/indicators", 404),
-        ("/api/machines/abc/restrictCodeExecution", 404),
+        ("/api/indicators", 400),
+        ("/api/machines/abc/restrictCodeExecution", 400),
         ("/api/machines", 405),
     ] {
         let call = world.http.post(world.at(path)).bearer_auth(&world.defender).json(&json!({"Query": "x"}));

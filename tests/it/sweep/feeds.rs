@@ -42,12 +42,15 @@ async fn told<P: Place>(place: &P, world: &World, feed: &str) {
     brain.add_tag(5, "host_context", "analyst.two").expect("a new tag");
     brain.add_tag_to_many(&[6, 7], "unblock", "analyst.two");
     brain.audit("analyst.one", "[table:host][id:9] with tags [] was changed to ['block']", false);
+    // Events of different hosts have no order.
     let mut urgent = worker.events(Lane::Urgent).await;
-    let event = urgent.next().await;
+    let mut events = [urgent.next().await, urgent.next().await, urgent.next().await];
+    events.sort_by_key(|event| event.host_id);
+    assert_eq!(events.each_ref().map(|event| event.host_id), [1, 6, 7]);
+    let event = &events[0];
     assert_eq!((event.sender.as_str(), event.actor.as_deref()), ("feed", Some("analyst.one")));
-    assert_eq!((event.host_id, event.kind), (1, HostKind::TagsChanged));
+    assert_eq!(event.kind, HostKind::TagsChanged);
     assert_eq!(event.hint, Some(Hint::Tags(vec!["block".into()])));
-    assert_eq!(urgent.take(2).await, once_each([6, 7]));
     assert_eq!(worker.events(Lane::Normal).await.take(1).await, once_each([5]));
     read_again(&worker, feed).await;
     assert_eq!((worker.published("feed"), worker.ready().await), (4, 0));
