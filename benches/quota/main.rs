@@ -4,6 +4,7 @@
 //! ```text
 //! cargo bench --bench quota                              about a quarter of an hour
 //! cargo bench --bench quota -- --quick --parts calls,rate
+//! cargo bench --bench quota -- --parts hour              a real hour of the published quotas
 //! cargo bench --profile dev --bench quota                without a release build
 //! ```
 //!
@@ -49,6 +50,8 @@ enum Part {
     Rate,
     /// The scarcer window in full, for several of its lengths
     Steady,
+    /// Both windows in full for a real hour; not among those that run by default
+    Hour,
     /// Eight workers, three tenants, three times the quota, and containment
     Tenants,
     /// The same with the desk killed every few seconds
@@ -137,6 +140,7 @@ async fn run(options: &Options) -> anyhow::Result<u64> {
             Part::Calls => calls::measure(&node.url).await?,
             Part::Rate => rate::measure(&node.url, options.lasts()).await?,
             Part::Steady => rate::steady(&node.url, options.lasts()).await?,
+            Part::Hour => rate::hour(&node.url).await?,
             Part::Tenants => tenants::measure(&node.url, options.lasts(), false, options.keep_logs).await?,
             Part::Desk => tenants::measure(&node.url, options.lasts(), true, options.keep_logs).await?,
             Part::Overload => overload::measure(&node.url, options.quick).await?,

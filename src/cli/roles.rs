@@ -321,7 +321,7 @@ pub(super) async fn hosts<B: Broker>(
 pub(super) fn desk_settings(settings: &HostSettings, quota: quota::Settings) -> desk::Settings {
     let guard = &settings.policy.guard;
     desk::Settings {
-        hosts: true,
+        cognito: true,
         quota,
         cognito_rate: settings.cognito.rate,
         isolations_per_hour: guard.max_isolations_per_hour,
@@ -333,6 +333,7 @@ pub(super) fn desk_settings(settings: &HostSettings, quota: quota::Settings) -> 
 /// The same where no host of Cognito is worked: triggers isolate all the same.
 fn desk_of_triggers(settings: &RespondSettings, quota: quota::Settings) -> desk::Settings {
     desk::Settings {
+        cognito: false,
         quota,
         isolations_per_hour: settings.guard.max_isolations_per_hour,
         max_isolated: settings.guard.max_isolated,

@@ -63,7 +63,8 @@ impl DefenderError {
     /// Our own quota has no room for this call.
     pub(super) fn not_permitted(family: Family, wait: Duration) -> Self {
         let kind = Kind::Throttled { hunting: family == Family::Hunting };
-        DefenderError { retry_after: Some(wait), ..Self::new(family, kind, Failure::Throttled) }
+        let detail = Some(format!("There is room for another call in {} s.", wait.as_secs().max(1)));
+        DefenderError { retry_after: Some(wait), detail, ..Self::new(family, kind, Failure::Throttled) }
     }
 
     /// No whole answer came.

@@ -40,11 +40,12 @@ pub const GRANT_LIFETIME: Duration = Duration::from_secs(5);
 /// than [`GRANT_LIFETIME`] and this for what was granted before it.
 pub const POST_LIMIT: Duration = Duration::from_secs(10);
 
-/// What the desk is to keep to. The same at all workers of a deployment.
+/// What the desk is to keep to. The caps and quotas are the same at all workers of a deployment, the others at all that
+/// have Cognito's settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Whether the worker works hosts. Only then it knows the rate and the caps, and answers questions about them.
-    pub hosts: bool,
+    /// Whether the worker has Cognito's settings. One that has not leaves questions about Cognito to a desk that has.
+    pub cognito: bool,
     /// Requests a second to Cognito, of the whole deployment, from 1 (`BRIDGE_COGNITO_RATE`).
     pub cognito_rate: u32,
     /// Isolations in any hour, unless the operator raises it for a time.
@@ -61,7 +62,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            hosts: true,
+            cognito: true,
             cognito_rate: 20,
             isolations_per_hour: 10,
             max_isolated: 100,

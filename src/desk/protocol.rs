@@ -58,9 +58,23 @@ pub(super) enum Request {
 }
 
 impl Request {
-    /// Whether the answer needs what only workers know that work hosts.
-    pub(super) fn is_about_hosts(&self) -> bool {
-        !matches!(self, Self::Quota { .. } | Self::QuotaThrottled { .. } | Self::Present | Self::Unknown)
+    /// Whether the answer needs what only workers know that have Cognito's settings.
+    pub(super) fn is_about_cognito(&self) -> bool {
+        match self {
+            Self::Permits { .. }
+            | Self::Throttled { .. }
+            | Self::SweepBegin { .. }
+            | Self::SweepDone { .. }
+            | Self::FirstSweep { .. } => true,
+            Self::Reserve { .. }
+            | Self::Report { .. }
+            | Self::Drain { .. }
+            | Self::Status
+            | Self::Quota { .. }
+            | Self::QuotaThrottled { .. }
+            | Self::Present
+            | Self::Unknown => false,
+        }
     }
 }
 

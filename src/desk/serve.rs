@@ -139,7 +139,7 @@ async fn serve_once<B: Broker>(
             delivery = receiver.next() => match delivery {
                 None => break Err(BrokerError::Closed),
                 Some(delivery) => match read(&delivery) {
-                    request if !settings.hosts && request.is_about_hosts() => {
+                    request if !settings.cognito && request.is_about_cognito() => {
                         aside = Some(delivery);
                         break Ok(Ended::Aside);
                     }

@@ -9,8 +9,11 @@
 //! It needs no memory of workers. When they go the replies cease, and whoever comes is refused once the silence is as long
 //! as the wait that is allowed; when they come back the first replies end it. A few are always admitted: without them nobody
 //! would learn that there are workers again.
+//!
+//! A tenant that asks for little is not refused for what others ask for: half of the calls that the queue may hold are
+//! divided among the tenants that have any. So the wait of those admitted grows by half at most.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -41,6 +44,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 struct Flow {
     outstanding: usize,
+    /// The same by tenant; none that has no call.
+    tenants: HashMap<String, usize>,
     /// Since when there were calls without a pause.
     busy_since: Instant,
     /// Since when nothing came back.
@@ -51,20 +56,27 @@ struct Flow {
 
 impl Flow {
     fn new(now: Instant) -> Flow {
-        Flow { outstanding: 0, busy_since: now, quiet_since: now, replies: VecDeque::new() }
+        Flow { outstanding: 0, tenants: HashMap::new(), busy_since: now, quiet_since: now, replies: VecDeque::new() }
     }
 
-    fn begin(&mut self, now: Instant) {
+    fn begin(&mut self, tenant: &str, now: Instant) {
         if self.outstanding == 0 {
             self.busy_since = now;
             self.quiet_since = now;
             self.replies.clear();
         }
         self.outstanding += 1;
+        *self.tenants.entry(tenant.to_owned()).or_default() += 1;
     }
 
-    fn end(&mut self, replied: bool, now: Instant) {
+    fn end(&mut self, tenant: &str, replied: bool, now: Instant) {
         self.outstanding -= 1;
+        if let Some(count) = self.tenants.get_mut(tenant) {
+            *count -= 1;
+            if *count == 0 {
+                self.tenants.remove(tenant);
+            }
+        }
         if !replied {
             return;
         }
@@ -97,6 +109,15 @@ impl Flow {
         let seconds = self.outstanding as f64 * busy.min(WINDOW).as_secs_f64() / f64::from(replies);
         Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
     }
+
+    /// Whether a tenant has less than its part of the calls that may be outstanding, when those outstanding are expected to
+    /// take `expected` and may take `max_wait`.
+    fn has_room_of_its_own(&self, tenant: &str, expected: Duration, max_wait: Duration) -> bool {
+        let allowed = self.outstanding as f64 * max_wait.as_secs_f64() / expected.as_secs_f64();
+        let own = self.tenants.get(tenant).copied().unwrap_or(0);
+        let tenants = self.tenants.len() + usize::from(own == 0);
+        ((own + 1) as f64) <= allowed / (2 * tenants) as f64
+    }
 }
 
 /// What was seen of the queue.
@@ -122,15 +143,19 @@ impl Admission {
         Arc::new(Admission { max_wait, flow, look: Mutex::default() })
     }
 
-    /// A call's place among those outstanding; `None`: it would have to wait for too long.
-    pub(super) fn enter<B: Broker>(self: &Arc<Self>, broker: &B) -> Option<Admitted> {
+    /// The place of a tenant's call among those outstanding; `None`: it would have to wait for too long.
+    pub(super) fn enter<B: Broker>(self: &Arc<Self>, broker: &B, tenant: &str) -> Option<Admitted> {
         let now = Instant::now();
-        let long = self.flow().expected(now) > self.max_wait;
+        let long = {
+            let mut flow = self.flow();
+            let expected = flow.expected(now);
+            expected > self.max_wait && !flow.has_room_of_its_own(tenant, expected, self.max_wait)
+        };
         if long && self.queue_holds_calls(broker, now) {
             return None;
         }
-        self.flow().begin(now);
-        Some(Admitted { admission: Arc::clone(self), replied: false })
+        self.flow().begin(tenant, now);
+        Some(Admitted { admission: Arc::clone(self), tenant: tenant.to_owned(), replied: false })
     }
 
     /// Whether calls wait in the queue, as far as it was looked at; has it looked at when that is some time ago.
@@ -163,6 +188,7 @@ impl Admission {
 /// A call that was admitted, until it is dropped.
 pub(super) struct Admitted {
     admission: Arc<Admission>,
+    tenant: String,
     replied: bool,
 }
 
@@ -175,7 +201,7 @@ impl Admitted {
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        self.admission.flow().end(self.replied, Instant::now());
+        self.admission.flow().end(&self.tenant, self.replied, Instant::now());
     }
 }
 
@@ -189,9 +215,9 @@ mod tests {
         let mut flow = Flow::new(start);
         let told = |(second, &(come, answered)): (usize, &(usize, usize))| {
             let now = start + Duration::from_secs(second as u64);
-            (0..come).for_each(|_| flow.begin(now));
+            (0..come).for_each(|_| flow.begin("t", now));
             let now = now + Duration::from_millis(999);
-            (0..answered).for_each(|_| flow.end(true, now));
+            (0..answered).for_each(|_| flow.end("t", true, now));
             flow.expected(now + Duration::from_millis(1)).as_secs_f64()
         };
         seconds.iter().enumerate().map(told).collect()
@@ -230,11 +256,36 @@ mod tests {
     fn a_pause_begins_anew() {
         let start = Instant::now();
         let mut flow = Flow::new(start);
-        flow.begin(start);
-        flow.end(false, start + Duration::from_secs(50));
+        flow.begin("t", start);
+        flow.end("t", false, start + Duration::from_secs(50));
         let later = start + Duration::from_secs(60);
-        (0..1000).for_each(|_| flow.begin(later));
+        (0..1000).for_each(|_| flow.begin("t", later));
         assert_eq!(flow.expected(later + WARM_UP / 2), Duration::ZERO, "the first replies are on their way");
         assert_eq!(flow.expected(later + WARM_UP), WARM_UP);
+    }
+
+    #[test]
+    fn a_tenant_that_asks_for_little_is_not_refused_for_another() {
+        let start = Instant::now();
+        let mut flow = Flow::new(start);
+        // A backlog of twenty seconds where five are allowed: fifty calls may be outstanding, twenty-five are divided.
+        (0..250).for_each(|_| flow.begin("large", start));
+        let now = start + Duration::from_secs(5);
+        (0..50).for_each(|_| flow.end("large", true, now));
+        assert_eq!(flow.expected(now), Duration::from_secs(20));
+        let room = |flow: &mut Flow, tenant| {
+            let expected = flow.expected(now);
+            flow.has_room_of_its_own(tenant, expected, Duration::from_secs(5))
+        };
+        assert!(!room(&mut flow, "large"));
+        let mut admitted = 0;
+        while room(&mut flow, "small") && admitted < 100 {
+            flow.begin("small", now);
+            admitted += 1;
+        }
+        assert_eq!(admitted, 12, "half of the twenty-five, the other half is the large one's");
+        assert!(room(&mut flow, "third"));
+        (0..admitted).for_each(|_| flow.end("small", false, now));
+        assert_eq!(flow.tenants.keys().collect::<Vec<_>>(), ["large"], "one without calls is forgotten");
     }
 }

@@ -323,7 +323,7 @@ impl<B: Broker> Ingress<B> {
         job: impl FnOnce(Sealed) -> Job,
     ) -> Result<Bytes, RelayError> {
         // Containment waits behind nothing in the queue, and is not refused for what waits there.
-        let admitted = self.admission.enter(&self.broker);
+        let admitted = self.admission.enter(&self.broker, &credentials.tenant_id);
         if admitted.is_none() && message.lane != Lane::Urgent {
             return Err(RelayError::busy());
         }

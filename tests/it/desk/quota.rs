@@ -230,22 +230,23 @@ pub(crate) async fn a_retry_after_of_one_worker_holds_all<W: World>() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs RabbitMQ"]
-async fn a_worker_without_hosts_grants_calls_and_leaves_the_caps_to_those_that_know_them() {
+async fn a_worker_without_cognito_counts_isolations_and_leaves_cognito_to_those_that_know_it() {
     let world = OnRabbitMq::open(&TOPOLOGY).await;
-    let relay_only = serve(&world.broker(), Settings { hosts: false, ..settings() });
+    let capped = Settings { isolations_per_hour: 1, ..settings() };
+    let relay_only = serve(&world.broker(), Settings { cognito: false, ..capped.clone() });
     receivers(&world.broker(), 1).await;
     let desk = open(&world.beside().await, settings()).await;
     let budget = Budget::shared(&desk);
     let key = || Key::new("t.example", "app", Row::Alerts);
     let soon = || Instant::now() + super::PATIENCE;
     budget.permit(key(), Some(1), soon()).await.expect("there is room");
-    let with_hosts = serve(&world.broker(), Settings { isolations_per_hour: 1, ..settings() });
+    let grant = granted(&desk, "a", 1).await;
+    isolate(&desk, grant, 1);
+    let with_cognito = serve(&world.broker(), capped);
     receivers(&world.broker(), 2).await;
     // A question that waits long enough for any change of hands.
     let sweep = desk.sweep_begin(Duration::ZERO, Duration::from_secs(60)).await.expect("answered");
     desk.sweep_done(sweep).await;
-    let grant = granted(&desk, "a", 1).await;
-    isolate(&desk, grant, 1);
     let second = desk.reserve("b", 2).await;
     assert!(matches!(second, Reservation::RateLimited { .. }), "{second:?}");
     // It came again, behind the other.
@@ -253,7 +254,7 @@ async fn a_worker_without_hosts_grants_calls_and_leaves_the_caps_to_those_that_k
     budget.permit(key(), Some(1), soon()).await.expect("there is room");
     desk.flush(super::PATIENCE).await;
     relay_only.stop().await;
-    with_hosts.stop().await;
+    with_cognito.stop().await;
     world.close().await;
 }
 

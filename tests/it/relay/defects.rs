@@ -4,7 +4,7 @@
 //! | defect | test |
 //! |---|---|
 //! | 1 | `a_token_is_asked_for_with_a_posted_form` |
-//! | 2 | `calls::twenty_observables_over_ten_machines_cost_five_hunting_calls` |
+//! | 2 | `calls::twenty_observables_over_ten_machines_cost_three_hunting_calls` |
 //! | 3 | `deadlines::a_call_that_hangs_ends_with_the_deadline_and_what_was_found_is_kept`, `errors::a_defender_that_cannot_be_reached_costs_the_alerts` |
 //! | 4 | `an_error_body_may_be_anything`, `errors::a_failed_alert_lookup_costs_the_alerts_and_is_told`, `grants::an_odd_answer_of_the_token_endpoint_is_told_in_its_own_words` |
 //! | 5 | `an_error_body_may_be_anything`, `errors::health_is_what_the_machines_route_says` |
@@ -422,4 +422,41 @@ async fn text_from_outside_stays_text() {
     let refused = bridge.post_as(&token, "/observe/observables", &observable_list(&[("sha1", SHA1)])).await;
     assert_eq!(refused.errors().len(), 1, "{}", refused.text);
     bridge.stop().await;
+}
+
+/// The table at the head of this file names every defect, and only tests that there are.
+#[test]
+fn every_defect_is_named_by_a_test() {
+    let source = include_str!("defects.rs");
+    let rows: Vec<&str> = source.lines().filter_map(|line| line.strip_prefix("//! | ")).skip(1).collect();
+    let mut named = std::collections::BTreeSet::new();
+    for row in &rows {
+        let numbers = row.split('|').next().expect("a first cell");
+        for part in numbers.split(", ") {
+            let bounds: Vec<u32> = part.split(" to ").map(|n| n.trim().parse().expect("a number")).collect();
+            named.extend(bounds[0]..=*bounds.last().expect("one at least"));
+        }
+    }
+    assert_eq!(named, (1..=75).collect());
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut functions = String::new();
+    let mut folders = vec![root.join("src"), root.join("tests/it")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|ext| ext == "rs") {
+                functions += &std::fs::read_to_string(path).expect("a source file");
+            }
+        }
+    }
+    for row in rows {
+        // A name that is a test of its own, or one of those that run on both queues or as worked examples.
+        for name in row.split('`').skip(1).step_by(2).filter(|name| name.contains('_')) {
+            let name = name.rsplit("::").next().expect("a name");
+            let listed = [format!("fn {name}("), format!("fn {name}<"), format!("{name}: \""), format!("mod {name};")];
+            assert!(listed.iter().any(|form| functions.contains(form)), "there is no {name}");
+        }
+    }
 }
