@@ -280,7 +280,7 @@ async fn start_roles<B: Broker>(broker: B, options: &Options, upstream: &str, sh
         let settings = WorkerSettings { concurrency: options.concurrency, answer_ttl: options.answer_ttl };
         let portal = DefenderSettings::default().portal_url;
         let context = worker::Context::new(defender, &portal, Arc::clone(&seal_keys), Metrics::default(), &settings);
-        tokio::spawn(worker::run(broker.clone(), context, None, options.concurrency, shutdown.clone()));
+        tokio::spawn(worker::run(broker.clone(), context, None, None, options.concurrency, shutdown.clone()));
     }
     roles::start(broker, roles_of(options, upstream), shutdown).await.expect("the roles start")
 }
@@ -329,6 +329,7 @@ fn roles_of(options: &Options, upstream: &str) -> Roles {
             quota: options.quota.clone(),
             alone: options.queue == Queue::Sqlite,
             hosts: options.hosts.clone().map(|policy| host_settings(options, upstream, policy)),
+            notify: None,
         }),
         admin_listen: Some(any_port),
     }
