@@ -76,12 +76,27 @@ pub fn batch_span(parts: &[Span]) -> Span {
     }
     let span = tracing::info_span!(parent: first, "batch", otel.kind = "internal", batch.requests = others.len() + 1);
     for other in others {
-        let context = other.context();
-        if context.span().span_context().is_valid() {
-            span.add_link(context.span().span_context().clone());
-        }
+        link(&span, &other.context());
     }
     span
+}
+
+/// The current span gets what others make: each of them links to it, and it to them (`DESIGN.md` 10.19).
+pub fn share(makers: impl Iterator<Item = Span>) {
+    let current = Span::current();
+    let mut seen = std::collections::HashSet::from([current.id()]);
+    for maker in makers.filter(|maker| seen.insert(maker.id())) {
+        link(&current, &maker.context());
+        link(&maker, &current.context());
+    }
+}
+
+/// A link from `span` to the span of `context`, if that is one.
+fn link(span: &Span, context: &Context) {
+    let to = context.span().span_context().clone();
+    if to.is_valid() {
+        span.add_link(to);
+    }
 }
 
 fn record_trace_id(span: &Span) {
@@ -172,14 +187,9 @@ pub fn process_span(system: &'static str, queue: &Queue, delivery: &Delivery, no
         trace_id = Empty,
     );
     let sender = extract(&MessageReader(&delivery.message.headers));
-    if sender.span().span_context().is_valid() {
-        span.add_link(sender.span().span_context().clone());
-    }
+    link(&span, &sender);
     if let Some(old) = delivery.message.headers.get(REDRIVEN_FROM) {
-        let old = extract(&MessageReader(&Headers::from([("traceparent".to_owned(), old.clone())])));
-        if old.span().span_context().is_valid() {
-            span.add_link(old.span().span_context().clone());
-        }
+        link(&span, &extract(&MessageReader(&Headers::from([("traceparent".to_owned(), old.clone())]))));
     }
     adopt(&span, sender);
     record_trace_id(&span);

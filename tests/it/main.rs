@@ -41,5 +41,6 @@ mod spawned;
 mod startup;
 mod story;
 mod sweep;
+mod traced_deployment;
 mod tracing;
 mod webhook;
