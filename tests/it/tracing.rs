@@ -2,13 +2,17 @@
 //! and back, each span where it belongs, and none that tells what was asked about.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::time::Duration;
 
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::post;
 use defender_bridge::simulator::scenario::{BENIGN_SHA1, C2_ADDRESS, DROPPED_SHA256, PHISHING_DOMAIN, UNSEEN_DOMAIN};
 use defender_bridge::simulator::{Fault, Matcher, Simulator};
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::bridge::{Answer, client, demo_token, observable_list};
@@ -244,14 +248,66 @@ async fn a_trace_that_is_not_sampled_is_passed_on_and_not_recorded() {
     assert_eq!(bridge.stop().await.len(), 0);
 }
 
-/// Works a crowd with a collector that does not do its part, and stops.
+/// How much a process may grow after its first wave of requests while its collector does not do its part, in KiB: its queue
+/// of spans is full by then, and what is left is the allocator's doing.
+const GROWTH_KIB: u64 = 4 * 1024;
+
+/// Waves, and requests in each. What they leave in a queue without an end is several times [`GROWTH_KIB`].
+const WAVES: usize = 4;
+const WAVE: usize = 4_000;
+
+/// Requests at a time.
+const CALLERS: usize = 32;
+
+/// Resident memory of a process in KiB.
+fn resident_kib(process: &Spawned) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).expect("a process that runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux tells");
+    line.trim().trim_end_matches(" kB").trim().parse().expect("a number")
+}
+
+/// A bridge whose spans go to `endpoint`, with room for so many of them.
+async fn exporting(simulator: &Simulator, folder: &Path, endpoint: &str, room: &str) -> Spawned {
+    let role = Role::new("serve").sqlite(&folder.join("queue")).upstream(&simulator.url());
+    let role = role
+        .set("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+        .set("OTEL_BSP_SCHEDULE_DELAY", "100")
+        .set("OTEL_BSP_MAX_QUEUE_SIZE", room);
+    role.set("BRIDGE_SHUTDOWN_GRACE", "20s").start().await
+}
+
+/// Sends the waves, each request a trace that is recorded and none of which fails, and returns what the process has grown
+/// by since the first, in KiB.
+async fn grows(serve: &Spawned) -> u64 {
+    // As long as a caller may make it: what the queue holds is to be seen.
+    let state = format!("vendor={}", "x".repeat(240));
+    let client = client();
+    let mut resident = Vec::new();
+    for _ in 0..WAVES {
+        let mut callers = JoinSet::new();
+        for _ in 0..CALLERS {
+            let request = client.post(serve.url("/version")).header("tracestate", &state);
+            callers.spawn(async move {
+                for _ in 0..WAVE / CALLERS {
+                    let trace = uuid::Uuid::now_v7().simple().to_string();
+                    let request = request.try_clone().expect("no body that streams");
+                    let answer = request.header("traceparent", format!("00-{trace}-{CALLER}-01")).send().await;
+                    assert_eq!(answer.expect("the ingress answers").status(), StatusCode::OK);
+                }
+            });
+        }
+        callers.join_all().await;
+        resident.push(resident_kib(serve));
+    }
+    println!("resident after each wave: {resident:?} KiB");
+    resident[WAVES - 1].saturating_sub(resident[0])
+}
+
+/// With a collector that does not do its part every request is answered, memory stays flat, and the process ends in time.
 async fn bears(endpoint: &str) {
     let simulator = spawned::simulator().await;
     let folder = tempfile::tempdir().unwrap();
-    let role = Role::new("serve").sqlite(&folder.path().join("queue")).upstream(&simulator.url());
-    let grace = Duration::from_secs(20);
-    let role = role.set("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint).set("OTEL_BSP_SCHEDULE_DELAY", "100");
-    let mut serve = role.set("BRIDGE_SHUTDOWN_GRACE", "20s").start().await;
+    let mut serve = exporting(&simulator, folder.path(), endpoint, "512").await;
     let mut callers = JoinSet::new();
     for _ in 0..20 {
         let request = client().post(serve.url("/observe/observables")).bearer_auth(demo_token());
@@ -262,29 +318,75 @@ async fn bears(endpoint: &str) {
         assert_eq!(answer.errors(), [], "{}", answer.text);
         assert!(!answer.sightings().is_empty());
     }
+    let grown = grows(&serve).await;
+    assert!(grown < GROWTH_KIB, "grown by {grown} KiB");
     let told = Instant::now();
     serve.signal("-TERM");
     let status = serve.ends_within(PATIENCE).await;
     let took = told.elapsed();
     println!("ended {took:?} after SIGTERM");
-    assert!(status.success() && took < grace, "{status} after {took:?}\n{}", serve.log());
+    assert!(status.success() && took < Duration::from_secs(20), "{status} after {took:?}\n{}", serve.log());
 }
 
 #[tokio::test]
-async fn a_collector_that_is_away_costs_no_request_and_no_time() {
+async fn a_collector_that_is_away_costs_no_request_and_no_memory() {
     bears(&format!("http://127.0.0.1:{}", closed_port())).await;
+}
+
+/// A collector that takes connections and says nothing.
+async fn silent() -> (String, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let holding = tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((connection, _)) = listener.accept().await {
+            held.push(connection);
+        }
+    });
+    (url, holding)
 }
 
 #[tokio::test]
 async fn a_collector_that_never_answers_costs_no_request_and_no_more_than_the_grace() {
-    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = silent.local_addr().unwrap();
-    let held = tokio::spawn(async move {
-        let mut held = Vec::new();
-        while let Ok((connection, _)) = silent.accept().await {
-            held.push(connection);
-        }
-    });
-    bears(&format!("http://{address}")).await;
-    held.abort();
+    let (url, holding) = silent().await;
+    bears(&url).await;
+    holding.abort();
+}
+
+/// What the others assert of memory is not true of every queue: one that holds all spans grows by more.
+#[tokio::test]
+async fn spans_that_are_all_kept_are_seen_in_memory() {
+    let (simulator, folder) = (spawned::simulator().await, tempfile::tempdir().unwrap());
+    let (url, holding) = silent().await;
+    let serve = exporting(&simulator, folder.path(), &url, "50000").await;
+    let grown = grows(&serve).await;
+    assert!(grown > GROWTH_KIB, "grown by {grown} KiB");
+    holding.abort();
+}
+
+/// A collector that answers every export with `status`, after `delay`.
+async fn unwilling(status: StatusCode, delay: Duration) -> (String, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let refuse = move || async move {
+        tokio::time::sleep(delay).await;
+        status
+    };
+    let router = Router::new().route("/v1/traces", post(refuse));
+    let serving = tokio::spawn(async move { axum::serve(listener, router).await.expect("it serves") });
+    (url, serving)
+}
+
+#[tokio::test]
+async fn a_collector_that_fails_costs_no_request_and_no_memory() {
+    let (url, serving) = unwilling(StatusCode::INTERNAL_SERVER_ERROR, Duration::ZERO).await;
+    bears(&url).await;
+    serving.abort();
+}
+
+#[tokio::test]
+async fn a_collector_that_is_slow_costs_no_request_and_no_memory() {
+    let (url, serving) = unwilling(StatusCode::OK, Duration::from_secs(3)).await;
+    bears(&url).await;
+    serving.abort();
 }
