@@ -436,6 +436,18 @@ impl Job {
         }
     }
 
+    /// The values of the observables that it is about. They may be personal data.
+    #[must_use]
+    pub fn values(&self) -> Vec<&str> {
+        match self {
+            Self::Observe(Observe { observables, .. }) | Self::Respond(Respond { observables, .. }) => {
+                observables.iter().map(|(_, value)| value.as_str()).collect()
+            }
+            Self::Trigger(Trigger { observable_value, .. }) => vec![observable_value],
+            Self::Health(_) | Self::Action(_) => Vec::new(),
+        }
+    }
+
     /// The version that brought its kind.
     const fn version(&self) -> u32 {
         match self {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::HeaderMap;
 use opentelemetry::propagation::{Extractor, Injector};
 use opentelemetry::trace::{SpanContext, TraceContextExt as _, TraceState};
-use opentelemetry::{Context, KeyValue};
+use opentelemetry::{Array, Context, KeyValue, StringValue, Value};
 use tracing::Span;
 use tracing::field::Empty;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
@@ -16,6 +16,9 @@ use crate::broker::{Delivery, Headers, Message, Queue, Settlement};
 
 /// Header of a redriven message: the `traceparent` that it had before.
 const REDRIVEN_FROM: &str = "redriven-from";
+
+/// The most values of observables in a span: a request holds up to 1,000, an exporter's batch hundreds of spans.
+const SHOWN_VALUES: usize = 100;
 
 /// Carries trace context in message headers.
 struct MessageCarrier<'a>(&'a mut Headers);
@@ -235,6 +238,16 @@ pub fn cache(cache: &'static str, hits: usize, misses: usize) {
         KeyValue::new("cache.misses", count(misses)),
     ];
     Span::current().add_event("cache", attributes);
+}
+
+/// The current span is about these observables (`BRIDGE_TRACE_VALUES`), of which it shows [`SHOWN_VALUES`].
+pub fn values(values: &[&str]) {
+    if values.is_empty() {
+        return;
+    }
+    let shown = values.iter().take(SHOWN_VALUES).map(|value| StringValue::from((*value).to_owned())).collect();
+    Span::current().set_attribute("observable.count", i64::try_from(values.len()).unwrap_or(i64::MAX));
+    Span::current().set_attribute("observable.values", Value::Array(Array::String(shown)));
 }
 
 fn millis(duration: Duration) -> i64 {

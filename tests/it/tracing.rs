@@ -8,14 +8,16 @@ use std::time::Duration;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::post;
-use defender_bridge::simulator::scenario::{BENIGN_SHA1, C2_ADDRESS, DROPPED_SHA256, PHISHING_DOMAIN, UNSEEN_DOMAIN};
+use defender_bridge::simulator::scenario::{
+    BENIGN_SHA1, C2_ADDRESS, DEMO_CLIENT_SECRET, DROPPED_SHA256, PHISHING_DOMAIN, UNSEEN_DOMAIN,
+};
 use defender_bridge::simulator::{Fault, Matcher, Simulator};
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
-use super::bridge::{Answer, client, demo_token, observable_list};
+use super::bridge::{Answer, SECRET_KEY, client, demo_token, observable_list};
 use super::collector::{Collector, Span, roots_and_orphans};
 use super::spawned::{self, Deployment, PATIENCE, Role, Spawned, closed_port};
 
@@ -160,6 +162,32 @@ async fn follows_one_request(bridge: Bridge) {
     assert_eq!((&failed[0].parent, &failed[0].name), (&resent[0].parent, &resent[0].name));
     tells_no_observable(&spans);
     println!("{} spans, {} of them calls", spans.len(), clients.len());
+}
+
+/// `BRIDGE_TRACE_VALUES=true`: the job's span shows what was asked about, and nothing shows a secret.
+#[tokio::test]
+async fn what_was_asked_about_is_shown_only_when_that_is_wanted() {
+    for (setting, shown) in [("false", false), ("true", true)] {
+        let (simulator, collector) = (spawned::simulator().await, Collector::start().await);
+        let folder = tempfile::tempdir().unwrap();
+        let role = Role::new("serve").sqlite(&folder.path().join("queue")).upstream(&simulator.url());
+        let role = role.set("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url()).set("BRIDGE_TRACE_VALUES", setting);
+        let processes = vec![role.start().await];
+        let bridge = Bridge { simulator, collector, processes, _folder: folder };
+        assert_eq!(bridge.observe(&[]).await.errors(), []);
+        let spans = bridge.stop().await;
+        let process = only(&spans, SpanKind::Consumer);
+        for (_, value) in QUESTION {
+            assert_eq!(process.get("observable.values").contains(value), shown, "{process:?}");
+        }
+        assert_eq!(process.get("observable.count"), if shown { QUESTION.len().to_string() } else { String::new() });
+        if !shown {
+            tells_no_observable(&spans);
+        }
+        for secret in [DEMO_CLIENT_SECRET, SECRET_KEY, &demo_token()] {
+            assert!(!format!("{spans:?}").contains(secret), "{spans:#?}");
+        }
+    }
 }
 
 fn tells_no_observable(spans: &[Span]) {
