@@ -274,6 +274,18 @@ async fn a_receiver_that_was_away_is_told_later_on_rabbitmq() {
     tries_again(Queue::RabbitMq).await;
 }
 
+/// A brain that refuses to be searched waits for an operator, who is told of it once and not with each sweep.
+#[tokio::test]
+async fn a_brain_that_refuses_to_be_searched_is_told_once() {
+    let world = World::new(Queue::Sqlite, None).await;
+    let mut serve = world.role("serve").set("COGNITO_TOKEN", "not-it").set("BRIDGE_SWEEP_INTERVAL", "1s").start().await;
+    world.told("operator.alert", json!({"alert": "cognito_read_refused"})).await;
+    serve.reaches("bridge_searches_total{search=\"sweep\",outcome=\"failed\"}", 3.0).await;
+    serve.stop().await;
+    let received = world.received().await;
+    assert_eq!(received["taken"].as_object().expect("by id").len(), 1, "{received}");
+}
+
 /// Nobody listens, or somebody who never answers: hosts are isolated all the same, and sooner than a notification's try
 /// could have ended.
 async fn holds_up_nobody(receiver: String) {

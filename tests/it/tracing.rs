@@ -9,7 +9,7 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::post;
 use defender_bridge::simulator::scenario::{
-    BENIGN_SHA1, C2_ADDRESS, DEMO_CLIENT_SECRET, DROPPED_SHA256, PHISHING_DOMAIN, UNSEEN_DOMAIN,
+    BENIGN_SHA1, C2_ADDRESS, DEMO_CLIENT_SECRET, DROPPED_SHA256, FINANCE_WORKSTATION, PHISHING_DOMAIN, UNSEEN_DOMAIN,
 };
 use defender_bridge::simulator::{Fault, Matcher, Simulator};
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
@@ -186,6 +186,55 @@ async fn what_was_asked_about_is_shown_only_when_that_is_wanted() {
         }
         for secret in [DEMO_CLIENT_SECRET, SECRET_KEY, &demo_token()] {
             assert!(!format!("{spans:?}").contains(secret), "{spans:#?}");
+        }
+    }
+}
+
+/// Each line that is written in the course of a request or a job names its trace, in both forms, whatever is filtered.
+#[tokio::test]
+async fn each_line_of_a_request_names_its_trace() {
+    let simulator = spawned::simulator().await;
+    let few = "audit=info,defender_bridge::cli=info,defender_bridge::worker=info,defender_bridge::retry=info";
+    for (format, filter) in [("json", ""), ("text", ""), ("json", few), ("text", few)] {
+        let folder = tempfile::tempdir().unwrap();
+        let role = Role::new("serve").sqlite(&folder.path().join("queue")).upstream(&simulator.url());
+        let role = role.set("BRIDGE_LOG", format).set("RUST_LOG", filter);
+        let mut serve = role.set("BRIDGE_RELAY_ROUTES", "observe,refer,respond").start().await;
+        let ask = |path: &str, body: serde_json::Value| {
+            let request = client().post(serve.url(path)).bearer_auth(demo_token()).json(&body);
+            async move {
+                let answer = request.header("traceparent", format!("00-{TRACE}-{CALLER}-01")).send().await;
+                Answer::of(answer.expect("the ingress answers")).await
+            }
+        };
+        simulator.control().fail_next("hunting", Fault::refuse(503), 1);
+        assert_eq!(ask("/observe/observables", observable_list(&QUESTION)).await.errors(), []);
+        let order = serde_json::json!({
+            "action-id": "microsoft-defender-FullIsolation", "observable_type": "ms_machine_id",
+            "observable_value": FINANCE_WORKSTATION,
+        });
+        let answer = ask("/respond/trigger", order).await;
+        assert!(answer.text.contains("success"), "{}", answer.text);
+        serve.stop().await;
+        let log = serve.log();
+        for part in ["call failed, will be repeated", "isolate "] {
+            assert!(log.lines().any(|line| line.contains(part)), "{format} {filter:?}: no {part:?} in\n{log}");
+        }
+        // These modules have nothing to say but about requests and jobs, once the worker takes some.
+        let about = |line: &&str| {
+            let modules = ["worker", "ingress", "retry", "outbound", "defender", "mapping"];
+            modules.iter().any(|module| line.contains(&format!("defender_bridge::{module}")))
+                || line.contains("\"audit\"")
+                || line.contains(" audit: ")
+        };
+        for line in log.lines().filter(about).filter(|line| !line.contains("the worker takes jobs")) {
+            assert!(line.contains(TRACE), "{format} {filter:?}: {line}");
+        }
+        let audit = log.lines().find(|line| line.contains("isolate ")).expect("found above");
+        for part in
+            ["audit.source", "relay", "audit.cause", "FullIsolation", "machine.id", FINANCE_WORKSTATION, "action.id"]
+        {
+            assert!(audit.contains(part), "{part} is not in {audit}");
         }
     }
 }
