@@ -206,6 +206,10 @@ impl Product {
             ("BRIDGE_ENTRA_URL", upstream),
             ("BRIDGE_DEFENDER_URL", upstream),
             ("BRIDGE_GRAPH_URL", upstream),
+            // Microsoft's limits are not what is measured.
+            ("BRIDGE_QUOTA_ALERTS", "1000000/1000000"),
+            ("BRIDGE_QUOTA_MACHINES", "1000000/1000000"),
+            ("BRIDGE_QUOTA_HUNTING", "1000000"),
         ];
         if let Some(collector) = collector {
             environment.push(("OTEL_EXPORTER_OTLP_ENDPOINT", collector));

@@ -240,7 +240,7 @@ pub fn cache(cache: &'static str, hits: usize, misses: usize) {
     Span::current().add_event("cache", attributes);
 }
 
-/// The current span is about these observables (`BRIDGE_TRACE_VALUES`), of which it shows [`SHOWN_VALUES`].
+/// The current span is about these observables (`BRIDGE_TRACE_VALUES`); the first hundred are shown.
 pub fn values(values: &[&str]) {
     if values.is_empty() {
         return;
