@@ -4,10 +4,13 @@
 //! newer one is put off for a newer worker (`DESIGN.md` 10, ruling 4), so that a deployment can be upgraded in any order.
 //! Each kind is written with the version that brought it, so that a new kind does not keep old workers from the old ones.
 
+use std::fmt;
+
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::broker::{Lane, Message, Queue, Style, Topology};
 use crate::credentials::Sealed;
@@ -28,6 +31,9 @@ pub const HOSTS: Queue = Queue { name: "hosts", style: Style::Durable, single_ac
 
 /// Questions to the desk, which one worker of the deployment answers (`DESIGN.md` 5).
 pub const DESK: Queue = Queue { name: "desk", style: Style::Ask, single_active: true };
+
+/// The queue of notifications for the operators' receiver.
+pub const NOTIFY: Queue = Queue { name: "notify", style: Style::Durable, single_active: false };
 
 /// Retained: the emergency brake.
 pub const BRAKE: &str = "brake";
@@ -56,7 +62,7 @@ pub const FEEDS: &str = "feeds";
 /// At most 5,000 relay calls wait in a lane: at the published quotas that is hours of work, so a longer queue would only
 /// hold requests that cannot be answered in time. 100,000 durable messages are more hosts than one brain has.
 pub static TOPOLOGY: Topology = Topology {
-    queues: &[RELAY, HOSTS, DESK],
+    queues: &[RELAY, HOSTS, NOTIFY, DESK],
     retained: &[BRAKE, CAP, LEDGER, DESKLESS, QUOTA, TRIGGERS, FEEDS],
     ask_limit: 5_000,
     durable_limit: 100_000,
@@ -298,6 +304,41 @@ pub struct Progress {
     pub unknown: u32,
 }
 
+/// What the operators' receiver is told (`notify`).
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Notification {
+    /// The same for the same happening, however often it is told.
+    pub webhook_id: Uuid,
+    /// What is posted, as it is signed: JSON with `type`, `timestamp` and `data`.
+    pub body: String,
+}
+
+/// Shows no more than a log should.
+impl fmt::Debug for Notification {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Notification").field("webhook_id", &self.webhook_id).finish_non_exhaustive()
+    }
+}
+
+impl Notification {
+    /// The name of the kind, for spans, logs and metrics.
+    pub const KIND: &'static str = "notification";
+
+    /// The body of a message.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        encode(self)
+    }
+
+    /// Reads the body of a message.
+    ///
+    /// # Errors
+    /// See [`DecodeError`]; the text names the place, never the content.
+    pub fn decode(body: &[u8]) -> Result<Self, DecodeError> {
+        decode(body)
+    }
+}
+
 /// The tags that the workers act on, as retained under [`TRIGGERS`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Triggers {
@@ -392,6 +433,18 @@ impl Job {
             Self::Respond(_) => "respond",
             Self::Trigger(_) => "trigger",
             Self::Action(_) => "action",
+        }
+    }
+
+    /// The values of the observables that it is about. They may be personal data.
+    #[must_use]
+    pub fn values(&self) -> Vec<&str> {
+        match self {
+            Self::Observe(Observe { observables, .. }) | Self::Respond(Respond { observables, .. }) => {
+                observables.iter().map(|(_, value)| value.as_str()).collect()
+            }
+            Self::Trigger(Trigger { observable_value, .. }) => vec![observable_value],
+            Self::Health(_) | Self::Action(_) => Vec::new(),
         }
     }
 

@@ -23,6 +23,7 @@ pub mod job;
 pub mod key_sets;
 pub mod listen;
 pub mod mapping;
+pub mod notify;
 pub mod outbound;
 pub mod platform;
 pub mod quota;

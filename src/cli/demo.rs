@@ -181,6 +181,7 @@ async fn serve(
             quota: quota::Settings::default(),
             alone: true,
             hosts: Some(host_settings(&url)?),
+            notify: None,
         }),
         admin_listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
     };

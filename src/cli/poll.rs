@@ -24,6 +24,7 @@ use crate::config::{
 };
 use crate::desk::{self, Desk, FirstSweep};
 use crate::job;
+use crate::notify::Notifier;
 use crate::quota;
 use crate::shutdown::Shutdown;
 use crate::sweep::listing::{self, Found};
@@ -501,7 +502,8 @@ impl Own {
             })?;
         let permits = roles::permits((!plan.alone).then_some(&desk), plan.quota.clone(), metrics);
         let defender = roles::defender(&plan.defender, crate::retry::Policy::default())?.with_permits(permits);
-        let hosts = roles::hosts(plan.hosts.clone(), defender, &desk, broker, metrics, &stop_worker).await;
+        let hosts =
+            roles::hosts(plan.hosts.clone(), defender, &desk, broker, metrics, Notifier::default(), &stop_worker).await;
         let hosts = hosts.inspect_err(|_| {
             stop_worker.begin();
             stop_desk.begin();

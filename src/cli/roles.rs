@@ -9,19 +9,22 @@ use anyhow::Context as _;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 
 use crate::broker::{Broker, BrokerError};
 use crate::cognito::{self, Cognito, Priority};
 use crate::config::{
-    DefenderSettings, HostSettings, IngressSettings, Keys, RespondSettings, WebhookSettings, WorkerSettings,
+    DefenderSettings, HostSettings, IngressSettings, Keys, NotifySettings, RespondSettings, WebhookSettings,
+    WorkerSettings,
 };
 use crate::credentials::SealKeys;
 use crate::defender::{self, Defender, Family, Permits, Purpose};
-use crate::desk::{self, Budget, Desk};
+use crate::desk::{self, Brake, Budget, Desk};
 use crate::job::{self, Triggers};
 use crate::key_sets::KeySets;
+use crate::notify::{Notifier, Post};
 use crate::outbound::Outbound;
 use crate::quota::{self, Key, Row};
 use crate::relay::token;
@@ -76,6 +79,8 @@ pub struct Worker {
     pub alone: bool,
     /// Host events, if they are worked.
     pub hosts: Option<HostSettings>,
+    /// Where notifications are posted, if anywhere.
+    pub notify: Option<NotifySettings>,
 }
 
 /// Roles that were started.
@@ -168,14 +173,25 @@ pub async fn start<B: Broker>(broker: B, roles: Roles, shutdown: Shutdown) -> an
                 metrics.clone(),
                 &worker.settings,
             );
+            let (notifier, post) = match worker.notify.take() {
+                None => (Notifier::default(), None),
+                Some(settings) => {
+                    let outbound = Outbound::new().context("the HTTP client for notifications cannot be set up")?;
+                    (Notifier::new(broker.clone()), Some(Post::new(settings, outbound, metrics.clone())))
+                }
+            };
             let hosts = match worker.hosts.take() {
-                Some(settings) => Some(hosts(settings, defender, &desk, &broker, &metrics, &worker_shutdown).await?),
+                Some(settings) => {
+                    let notifier = notifier.clone();
+                    Some(hosts(settings, defender, &desk, &broker, &metrics, notifier, &worker_shutdown).await?)
+                }
                 None => None,
             };
-            let triggers = worker::Triggers { settings: worker.respond, desk: Some(desk.clone()) };
+            tokio::spawn(tell_of_brake(desk.brake_changed(), notifier.clone()));
+            let triggers = worker::Triggers { settings: worker.respond, desk: Some(desk.clone()), notifier };
             let context = context.with_triggers(triggers);
             let concurrency = worker.settings.concurrency;
-            let run = worker::run(broker.clone(), context, hosts, concurrency, worker_shutdown.clone());
+            let run = worker::run(broker.clone(), context, hosts, post, concurrency, worker_shutdown.clone());
             (Some(tokio::spawn(run)), Some((serving, desk)))
         }
     };
@@ -281,6 +297,7 @@ pub(super) async fn hosts<B: Broker>(
     desk: &Desk,
     broker: &B,
     metrics: &Metrics,
+    notifier: Notifier,
     shutdown: &Shutdown,
 ) -> anyhow::Result<worker::Hosts> {
     let policy = &settings.policy;
@@ -297,6 +314,7 @@ pub(super) async fn hosts<B: Broker>(
         feed_interval: settings.feed_interval,
         policy: Arc::new(policy.clone()),
         self_user: settings.cognito.self_user.clone(),
+        notifier: notifier.clone(),
     };
     tokio::spawn(sweep::run(
         broker.clone(),
@@ -313,8 +331,21 @@ pub(super) async fn hosts<B: Broker>(
         self_user: settings.cognito.self_user,
         credentials: settings.applications.credentials,
         response: settings.applications.response,
+        notifier,
     };
     Ok(worker::Hosts::new(handled, cognito, defender, desk.clone(), groups, broker.clone(), metrics.clone()))
+}
+
+/// Tells when the emergency brake is moved; ends with the desk. Every worker tells it, under one id.
+async fn tell_of_brake(mut brake: watch::Receiver<Brake>, notifier: Notifier) {
+    let mut paused = brake.borrow_and_update().paused;
+    while brake.changed().await.is_ok() {
+        let now = brake.borrow_and_update().clone();
+        if now.paused != paused {
+            paused = now.paused;
+            notifier.brake(paused, now.at, now.by.as_deref(), now.reason.as_deref()).await;
+        }
+    }
 }
 
 /// What the desk is to keep to.

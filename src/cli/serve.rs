@@ -5,7 +5,7 @@ use clap::Args;
 use super::roles::{self, Roles};
 use crate::config::{
     BrokerArgs, BrokerUrl, CognitoArgs, DefenderArgs, Findings, HostArgs, IngressArgs, KeyArgs, KeySetArgs, LogArgs,
-    ProcessArgs, QuotaArgs, RespondArgs, SelfUserArgs, WebhookArgs, WorkerArgs,
+    NotifyArgs, ProcessArgs, QuotaArgs, RespondArgs, SelfUserArgs, WebhookArgs, WorkerArgs,
 };
 use crate::shutdown::Shutdown;
 
@@ -37,6 +37,8 @@ pub(super) struct ServeArgs {
     hosts: HostArgs,
     #[command(flatten)]
     self_user: SelfUserArgs,
+    #[command(flatten)]
+    notify: NotifyArgs,
 }
 
 pub(super) async fn run(args: ServeArgs, log: &LogArgs) -> anyhow::Result<()> {
@@ -53,6 +55,7 @@ pub(super) async fn run(args: ServeArgs, log: &LogArgs) -> anyhow::Result<()> {
     let respond = args.respond.resolve(args.hosts.guard_of_machines(), &mut findings);
     let quota = args.quota.resolve(&mut findings);
     let hosts = args.hosts.resolve(&args.cognito, &args.self_user, &args.defender, &mut findings);
+    let notify = args.notify.resolve(&args.defender, &mut findings);
     let warnings = findings.check()?;
     let defender = defender.expect("a setting that cannot be read is a finding");
 
@@ -70,6 +73,7 @@ pub(super) async fn run(args: ServeArgs, log: &LogArgs) -> anyhow::Result<()> {
             quota,
             alone: matches!(broker, BrokerUrl::Sqlite(_)),
             hosts,
+            notify,
         }),
         ingress: Some(roles::Ingress { settings: ingress, keys, portal_url, webhook }),
         admin_listen: process.admin_listen,

@@ -4,8 +4,8 @@ use clap::Args;
 
 use super::roles::{self, Roles};
 use crate::config::{
-    BrokerArgs, CognitoArgs, DefenderArgs, Findings, HostArgs, KeyArgs, LogArgs, ProcessArgs, QuotaArgs, RespondArgs,
-    SelfUserArgs, WorkerArgs,
+    BrokerArgs, CognitoArgs, DefenderArgs, Findings, HostArgs, KeyArgs, LogArgs, NotifyArgs, ProcessArgs, QuotaArgs,
+    RespondArgs, SelfUserArgs, WorkerArgs,
 };
 use crate::shutdown::Shutdown;
 
@@ -31,6 +31,8 @@ pub(super) struct WorkerRoleArgs {
     hosts: HostArgs,
     #[command(flatten)]
     self_user: SelfUserArgs,
+    #[command(flatten)]
+    notify: NotifyArgs,
 }
 
 pub(super) async fn run(args: WorkerRoleArgs, log: &LogArgs) -> anyhow::Result<()> {
@@ -44,6 +46,7 @@ pub(super) async fn run(args: WorkerRoleArgs, log: &LogArgs) -> anyhow::Result<(
     let respond = args.respond.resolve(args.hosts.guard_of_machines(), &mut findings);
     let quota = args.quota.resolve(&mut findings);
     let hosts = args.hosts.resolve(&args.cognito, &args.self_user, &args.defender, &mut findings);
+    let notify = args.notify.resolve(&args.defender, &mut findings);
     let warnings = findings.check()?;
     let defender = defender.expect("a setting that cannot be read is a finding");
 
@@ -61,6 +64,7 @@ pub(super) async fn run(args: WorkerRoleArgs, log: &LogArgs) -> anyhow::Result<(
             quota,
             alone: false,
             hosts,
+            notify,
         }),
         admin_listen: process.admin_listen,
     };

@@ -203,6 +203,9 @@ pub struct WorkerArgs {
     /// How long the answer for one observable is kept in memory; 0 = not at all
     #[arg(long, env = "BRIDGE_ANSWER_TTL", default_value = ANSWER_TTL, value_name = "DURATION")]
     pub answer_ttl: String,
+    /// Show the values of observables in traces: what people look for may be personal data
+    #[arg(long, env = "BRIDGE_TRACE_VALUES", default_value = "false", value_name = "BOOL")]
+    pub trace_values: String,
 }
 
 /// See [`WorkerArgs`].
@@ -212,11 +215,13 @@ pub struct WorkerSettings {
     pub concurrency: u16,
     /// Zero: answers are not kept.
     pub answer_ttl: Duration,
+    /// Whether spans show what was asked about.
+    pub trace_values: bool,
 }
 
 impl Default for WorkerSettings {
     fn default() -> Self {
-        Self { concurrency: 64, answer_ttl: Duration::from_secs(60) }
+        Self { concurrency: 64, answer_ttl: Duration::from_secs(60), trace_values: false }
     }
 }
 
@@ -234,6 +239,7 @@ impl WorkerArgs {
                 parse::or_default(&self.answer_ttl, ANSWER_TTL),
                 (Duration::ZERO, Duration::from_secs(3600)),
             ),
+            trace_values: parse::flag(findings, "BRIDGE_TRACE_VALUES", parse::or_default(&self.trace_values, "false")),
         }
     }
 }
@@ -309,7 +315,8 @@ mod tests {
     #[test]
     fn empty_values_count_as_not_set() {
         let mut findings = Findings::default();
-        let args = WorkerArgs { worker_concurrency: String::new(), answer_ttl: String::new() };
+        let args =
+            WorkerArgs { worker_concurrency: String::new(), answer_ttl: String::new(), trace_values: String::new() };
         let settings = args.resolve(&mut findings);
         assert_eq!((settings.concurrency, settings.answer_ttl), (64, Duration::from_secs(60)));
         assert_eq!(findings, Findings::default());

@@ -10,6 +10,7 @@ mod defender;
 mod hosts;
 mod key_sets;
 mod module;
+mod notify;
 mod parse;
 mod process;
 mod quota;
@@ -23,6 +24,7 @@ pub use defender::{DefenderArgs, DefenderSettings, PortalArgs, WorkerArgs, Worke
 pub use hosts::{HostArgs, HostSettings};
 pub use key_sets::KeySetArgs;
 pub use module::{ENVIRONMENT_ONLY, PlatformArgs, PlatformSettings, Region, RelayModule, RelayModuleArgs, environment};
+pub use notify::{NotifyArgs, NotifySettings};
 pub use process::{AdminListenArgs, BrokerArgs, BrokerUrl, LogArgs, ProcessArgs, ProcessSettings, operator};
 pub use quota::QuotaArgs;
 pub use relay::{IngressArgs, IngressSettings, KeyArgs, Keys, Routes};

@@ -110,24 +110,9 @@ impl WebhookArgs {
         let Some(given) = given else { return Vec::new() };
         let mut secrets = Vec::new();
         for (index, secret) in given.expose_secret().split_ascii_whitespace().enumerate() {
-            let Some(key) = secret.strip_prefix(PREFIX) else {
-                findings.problem(SETTING, format_args!("entry {} does not begin with {PREFIX}", index + 1));
-                continue;
-            };
-            match STANDARD.decode(key) {
-                Ok(key) if KEY_BYTES.contains(&key.len()) => secrets.push(key.into()),
-                Ok(key) => findings.problem(
-                    SETTING,
-                    format_args!(
-                        "entry {} has {} bytes, not {} to {}",
-                        index + 1,
-                        key.len(),
-                        KEY_BYTES.start(),
-                        KEY_BYTES.end()
-                    ),
-                ),
-                // The decoder's error would show a character of the secret.
-                Err(_) => findings.problem(SETTING, format_args!("entry {} is not base64 after {PREFIX}", index + 1)),
+            match signing_key(secret) {
+                Ok(key) => secrets.push(key),
+                Err(rule) => findings.problem(SETTING, format_args!("entry {} {rule}", index + 1)),
             }
         }
         check_count(findings, SETTING, given.expose_secret().split_ascii_whitespace().count());
@@ -156,6 +141,17 @@ impl WebhookArgs {
         check_count(findings, SETTING, tokens.len());
         tokens
     }
+}
+
+/// The key of a Standard Webhooks secret; what is wrong with it never shows it.
+pub(super) fn signing_key(secret: &str) -> Result<SecretSlice<u8>, String> {
+    let key = secret.strip_prefix(PREFIX).ok_or_else(|| format!("does not begin with {PREFIX}"))?;
+    // The decoder's error would show a character of the secret.
+    let key = STANDARD.decode(key).map_err(|_| format!("is not base64 after {PREFIX}"))?;
+    if !KEY_BYTES.contains(&key.len()) {
+        return Err(format!("has {} bytes, not {} to {}", key.len(), KEY_BYTES.start(), KEY_BYTES.end()));
+    }
+    Ok(key.into())
 }
 
 fn check_count(findings: &mut Findings, setting: &str, count: usize) {

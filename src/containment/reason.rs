@@ -149,6 +149,12 @@ impl Reason {
         }
     }
 
+    /// Whether an operator has to be told (`cognito.md` 5.7, 5.8 and 6.4).
+    #[must_use]
+    pub const fn alerts(self) -> bool {
+        self.holds() || matches!(self, Self::Refused | Self::Forbidden)
+    }
+
     /// Whether the request waits, its trigger in place, until the brake is released or the cap has room (`cognito.md` 6.4).
     #[must_use]
     pub const fn holds(self) -> bool {

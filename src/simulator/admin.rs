@@ -104,6 +104,7 @@ pub(super) fn answer(world: &Arc<World>, method: &Method, path: &str, uri: &Uri,
             parsed::<Value>(body).map(|claims| json!({ "token": control.key_set_token(&claims) }))
         }
         ("POST", "/key-set/rotate") => done(|| control.rotate_key_set()),
+        (_, "/notifications") => super::notifications::admin(world, method, body),
         ("POST", "/reset") => done(|| control.reset()),
         (_, path) if path == "/actions" || path.starts_with("/actions/") => {
             match super::actions::admin(&control, method, path.trim_start_matches("/actions"), uri, body) {

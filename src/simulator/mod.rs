@@ -19,6 +19,7 @@
 //!      /api/v2.x/..., /api/v3.x/...              Cognito    cognito/
 //! GET  /.well-known/jwks                         platform   key_set.rs
 //!      /iroh/...                                 platform   platform.rs
+//! POST /_notifications                           receives the bridge's own webhook, notifications.rs
 //!      /_simulator/...                           controls   admin.rs
 //! ```
 //!
@@ -46,6 +47,8 @@
 //! | `POST /_simulator/actions/finish` | `{"tenant", "action", "outcome": "succeeded"}`: ends an open action now |
 //! | `POST /_simulator/key-set/token` | the claims of a token: signs it with the platform's key (`relay.md` 2.3); `jwks_host` and `aud` are the caller's to name |
 //! | `POST /_simulator/key-set/rotate` | another key in place of the one there is |
+//! | `GET /_simulator/notifications` | notifications by `webhook-id`, how many came again, why others were refused |
+//! | `PUT /_simulator/notifications` | `{"secret": "whsec_...", "refuse": 503 or null}`: what signs them; a status for all of them |
 //! | `POST /_simulator/reset` | back to the start |
 //!
 //! Cognito's are under `/_simulator/cognito`; [`cognito::Brain`] has them all. `actor` and `author` are `analyst.one`
@@ -83,6 +86,7 @@ mod graph;
 mod indicators;
 mod key_set;
 pub mod kql;
+mod notifications;
 mod odata;
 mod platform;
 mod quota;

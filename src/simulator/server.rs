@@ -19,7 +19,7 @@ use super::faults::{Call, Fault};
 use super::request::{Incoming, Target};
 use super::script::Scripted;
 use super::world::{World, lock};
-use super::{admin, cognito, defender, entra, graph, key_set, platform};
+use super::{admin, cognito, defender, entra, graph, key_set, notifications, platform};
 
 /// The largest body that is read. A hunting query of 200 observables has some 40 KB; worked examples are larger.
 const BODY_LIMIT_BYTES: usize = 16 * 1024 * 1024;
@@ -57,6 +57,9 @@ async fn respond(world: &Arc<World>, link: &Link, request: Request) -> Response<
     };
     if let Some(path) = parts.uri.path().strip_prefix("/_simulator") {
         return response(admin::answer(world, &parts.method, path, &parts.uri, &body));
+    }
+    if parts.uri.path() == "/_notifications" {
+        return response(notifications::receive(world, &parts.method, &parts.headers, &body));
     }
     let began = Instant::now();
     let request = Incoming::read(parts, body, world);

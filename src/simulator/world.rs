@@ -17,6 +17,7 @@ use super::entra::Tokens;
 use super::faults::Faults;
 use super::indicators::Indicators;
 use super::key_set::KeySet;
+use super::notifications::Notifications;
 use super::platform::Registry;
 use super::quota::{Ledger, Quota, Refusal};
 use super::recorder::Recorder;
@@ -62,6 +63,7 @@ pub(super) struct World {
     /// Ticks when the actions change by a call, not by the passing of time.
     pub(super) actions_changed: watch::Sender<u64>,
     pub(super) recorder: Recorder,
+    pub(super) notifications: Mutex<Notifications>,
     pub(super) stop: CancellationToken,
 }
 
@@ -90,6 +92,7 @@ impl World {
             indicators: Mutex::default(),
             actions_changed: watch::Sender::new(0),
             recorder: Recorder::new(settings.record_limit),
+            notifications: Mutex::default(),
             stop: CancellationToken::new(),
             initial: settings,
         };
@@ -120,6 +123,7 @@ impl World {
         self.brain.reset(&settings.brain);
         lock(&self.platform).clear();
         self.recorder.clear();
+        *lock(&self.notifications) = Notifications::default();
     }
 
     /// One of the knobs, without copying the others.

@@ -30,6 +30,7 @@ use crate::broker::Broker;
 use crate::cognito::Cognito;
 use crate::containment::Policy;
 use crate::desk::{self, Desk};
+use crate::notify::Notifier;
 use crate::shutdown::Shutdown;
 use crate::telemetry::metrics::Metrics;
 
@@ -50,6 +51,8 @@ pub struct Settings {
     pub policy: Arc<Policy>,
     /// The bridge's own user in Cognito, whose changes are nothing new.
     pub self_user: Option<String>,
+    /// Who tells operators that Cognito refuses to be searched.
+    pub notifier: Notifier,
 }
 
 /// Searches whenever the desk grants it, until `shutdown` begins. Failures are logged and counted and end nothing.
@@ -65,7 +68,14 @@ pub async fn run<B: Broker>(
         return;
     }
     let policy = Arc::clone(&settings.policy);
-    let mut sweeper = Sweeper::new(broker.clone(), cognito.clone(), desk.clone(), Arc::clone(&policy), metrics.clone());
+    let mut sweeper = Sweeper::new(
+        broker.clone(),
+        cognito.clone(),
+        desk.clone(),
+        Arc::clone(&policy),
+        metrics.clone(),
+        settings.notifier.clone(),
+    );
     let mut reader = Reader::new(broker, cognito, policy, settings.self_user.clone(), metrics);
     loop {
         let granted = tokio::select! {

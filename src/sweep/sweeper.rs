@@ -12,10 +12,11 @@ use super::listing::{self, Found};
 use super::memory::{Due, Memory, room};
 use super::publish::{event, publish};
 use crate::broker::{Broker, BrokerError, DeadLetterFilter, Health, Lane, QueueDepth};
-use crate::cognito::{Cognito, CognitoError};
+use crate::cognito::{Class, Cognito, CognitoError};
 use crate::containment::Policy;
 use crate::desk::{Desk, FirstSweep};
 use crate::job;
+use crate::notify::Notifier;
 use crate::telemetry::metrics::Metrics;
 
 /// How the events of the sweep name their sender.
@@ -35,6 +36,7 @@ pub(super) struct Sweeper<B> {
     pub(super) desk: Desk,
     pub(super) policy: Arc<Policy>,
     pub(super) metrics: Metrics,
+    notifier: Notifier,
     memory: Memory,
     /// The number of dead letters when they were last looked through.
     dead: u64,
@@ -63,8 +65,15 @@ pub enum SweepError {
 }
 
 impl<B: Broker> Sweeper<B> {
-    pub(super) fn new(broker: B, cognito: Cognito, desk: Desk, policy: Arc<Policy>, metrics: Metrics) -> Self {
-        Self { broker, cognito, desk, policy, metrics, memory: Memory::default(), dead: 0 }
+    pub(super) fn new(
+        broker: B,
+        cognito: Cognito,
+        desk: Desk,
+        policy: Arc<Policy>,
+        metrics: Metrics,
+        notifier: Notifier,
+    ) -> Self {
+        Self { broker, cognito, desk, policy, metrics, notifier, memory: Memory::default(), dead: 0 }
     }
 
     /// Sweeps now and then every `every`, for ever. Sets `cleared` when the desk knows what the first sweep found.
@@ -92,6 +101,9 @@ impl<B: Broker> Sweeper<B> {
                 Err(error) => {
                     self.metrics.search(SENDER, "failed");
                     tracing::warn!(%error, "the sweep failed; the next one tries again");
+                    if matches!(&error, SweepError::Cognito(error) if error.class() == Class::Configuration) {
+                        self.notifier.alert("cognito_read_refused", &error.to_string(), None).await;
+                    }
                 }
             }
         }

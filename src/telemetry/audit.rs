@@ -39,7 +39,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// The word in logs and metrics.
+    /// The word in logs, metrics and notifications.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -57,7 +57,7 @@ impl Outcome {
 }
 
 impl Source {
-    /// The word in logs and metrics.
+    /// The word in logs, metrics and notifications.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -84,8 +84,12 @@ pub struct Entry<'a> {
     pub actor: Option<&'a str>,
     /// Why: `tag block`, `expiry`, the name of a trigger.
     pub cause: Option<&'a str>,
+    /// Whether somebody has to see to it before it can be done (`cognito.md` 5.8 and 6.4).
+    pub alerts: bool,
     /// Whose tenant.
     pub tenant_id: Option<&'a str>,
+    /// The application whose credentials were used, where they came with the order.
+    pub client_id: Option<&'a str>,
     /// Cognito's id of the host.
     pub host_id: Option<u64>,
     /// Cognito's name of it.
@@ -98,6 +102,8 @@ pub struct Entry<'a> {
     pub action_id: Option<&'a str>,
     /// Defender's id of the indicator.
     pub indicator_id: Option<&'a str>,
+    /// What the indicator is of: a type of the relay, and the value in normal form. In the line only, in no notification.
+    pub observable: Option<(&'static str, &'a str)>,
     /// The event, or the relay's message, that asked for it.
     pub event_id: &'a str,
 }
@@ -114,13 +120,16 @@ impl<'a> Entry<'a> {
             detail: None,
             actor: None,
             cause: None,
+            alerts: false,
             tenant_id: None,
+            client_id: None,
             host_id: None,
             host_name: None,
             brain: None,
             machine_id: None,
             action_id: None,
             indicator_id: None,
+            observable: None,
             event_id,
         }
     }
@@ -133,9 +142,11 @@ impl<'a> Entry<'a> {
             target: "audit",
             { audit.source = source, audit.action = self.action, audit.outcome = outcome, audit.reason = self.reason,
               audit.detail = self.detail, audit.actor = self.actor, audit.cause = self.cause,
-              tenant.id = self.tenant_id, host.id = self.host_id, host.name = self.host_name, brain = self.brain,
-              machine.id = self.machine_id, action.id = self.action_id, indicator.id = self.indicator_id,
-              event.id = self.event_id },
+              tenant.id = self.tenant_id, client.id = self.client_id, host.id = self.host_id,
+              host.name = self.host_name, brain = self.brain, machine.id = self.machine_id,
+              action.id = self.action_id, indicator.id = self.indicator_id,
+              observable.type = self.observable.map(|(kind, _)| kind),
+              observable.value = self.observable.map(|(_, value)| value), event.id = self.event_id },
             "{} {outcome}", self.action
         );
     }

@@ -13,7 +13,7 @@
 //! Workers are useful while there are jobs they could work at once. Those are the jobs that wait, and those in hands: each
 //! worker is taken to be as busy as this one. A job that waits for a permit is not held up by a lack of workers but by a
 //! quota, and one more worker would only wait as well; so the share of this worker's jobs that wait for permits now is
-//! taken off. What is left, divided by the jobs a worker works at a time, is the figure, 1 at least. It is a reading of this
+//! taken off. Notifications are not counted: their receiver sets their pace. What is left, divided by the jobs a worker works at a time, is the figure, 1 at least. It is a reading of this
 //! moment: an autoscaler takes the average over its window and all workers.
 
 use std::collections::HashMap;
@@ -33,6 +33,8 @@ pub(super) struct Load(Arc<Mutex<HashMap<&'static str, Taking>>>);
 struct Taking {
     /// Jobs at a time.
     slots: u16,
+    /// Whether more workers would do its jobs sooner.
+    scales: bool,
     /// When the newest message that was taken from each lane was published, or when this process began.
     newest: HashMap<Lane, Timestamp>,
     since: Timestamp,
@@ -43,9 +45,9 @@ impl Load {
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// This process receives from `queue` from now on.
-    pub(super) fn takes(&self, queue: &'static str, slots: u16) {
-        let taking = Taking { slots, newest: HashMap::new(), since: Timestamp::now() };
+    /// This process receives from `queue` from now on; `scales` as in [`Taking`].
+    pub(super) fn takes(&self, queue: &'static str, slots: u16, scales: bool) {
+        let taking = Taking { slots, scales, newest: HashMap::new(), since: Timestamp::now() };
         self.with(|queues| queues.insert(queue, taking));
     }
 
@@ -85,7 +87,8 @@ impl Load {
         waiting: u64,
     ) -> u64 {
         self.with(|queues| {
-            let all: u64 = queues.keys().map(|queue| in_hands(queue)).sum();
+            let scaling = || queues.iter().filter(|(_, taking)| taking.scales);
+            let all: u64 = scaling().map(|(queue, _)| in_hands(queue)).sum();
             let free = 1.0 - if all == 0 { 0.0 } else { waiting.min(all) as f64 / all as f64 };
             let useful = |(queue, taking): (&&'static str, &Taking)| {
                 let rows = || depths.iter().filter(|depth| depth.queue == *queue);
@@ -94,7 +97,7 @@ impl Load {
                 let jobs = (ready + workers * in_hands(queue)) as f64 * free;
                 ((jobs / f64::from(taking.slots.max(1))).ceil() as u64).max(1)
             };
-            queues.iter().map(useful).max().unwrap_or(0)
+            scaling().map(useful).max().unwrap_or(0)
         })
     }
 }
@@ -114,7 +117,7 @@ mod tests {
     #[test]
     fn what_waits_is_no_older_than_the_time_since_the_newest_that_was_taken() {
         let load = Load::default();
-        load.takes("hosts", 4);
+        load.takes("hosts", 4, true);
         let now = Timestamp::now();
         let ago = |seconds| now - Duration::from_secs(seconds);
         assert!(load.taken("hosts", Lane::Urgent, ago(90)));
@@ -133,7 +136,7 @@ mod tests {
     fn workers_are_useful_for_what_no_quota_holds_up() {
         let load = Load::default();
         assert_eq!(load.useful_workers(&[depth("relay", Lane::Normal, 500, 2)], |_| 0, 0), 0, "takes no jobs");
-        load.takes("relay", 10);
+        load.takes("relay", 10, true);
         for (ready, receivers, in_hands, waiting, expected) in [
             (0, 1, 0, 0, 1),
             (0, 3, 10, 0, 3),
@@ -149,5 +152,8 @@ mod tests {
             let useful = load.useful_workers(&depths, |_| in_hands, waiting);
             assert_eq!(useful, expected, "{ready} {receivers} {in_hands} {waiting}");
         }
+        // What a slow receiver leaves waiting is no work for more workers.
+        load.takes("notify", 4, false);
+        assert_eq!(load.useful_workers(&[depth("notify", Lane::Normal, 500, 2)], |queue| queue.len() as u64, 0), 1);
     }
 }

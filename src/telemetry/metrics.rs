@@ -231,6 +231,7 @@ pub struct Metrics {
     defender_throttled: Family<CallFamily, Counter<f64, AtomicU64>>,
     quota_used: Family<QuotaWindow, Gauge<i64, AtomicI64>>,
     quota_left: Family<QuotaWindow, Gauge<i64, AtomicI64>>,
+    notifications: Family<Outcome, Counter>,
     reservations: Family<Outcome, Counter>,
     isolated: Gauge<i64, AtomicI64>,
     paused: Gauge<i64, AtomicI64>,
@@ -275,6 +276,7 @@ impl Default for Metrics {
             defender_throttled: Family::default(),
             quota_used: Family::default(),
             quota_left: Family::default(),
+            notifications: Family::default(),
             reservations: Family::default(),
             isolated: Gauge::default(),
             paused: Gauge::default(),
@@ -413,6 +415,11 @@ impl Default for Metrics {
             metrics.quota_left.clone(),
         );
         registry.register(
+            "notifications",
+            "Notifications, by outcome of each try (sent, failed, given_up)",
+            metrics.notifications.clone(),
+        );
+        registry.register(
             "isolation_reservations",
             "Isolations asked for, by outcome (granted, or why not)",
             metrics.reservations.clone(),
@@ -451,10 +458,10 @@ impl Metrics {
         &self.registry.names
     }
 
-    /// This process takes jobs of `queue` from now on, so many at a time.
-    pub fn takes(&self, queue: &'static Queue, slots: u16) {
+    /// This process takes jobs of `queue` from now on, so many at a time. `scales`: more workers would do them sooner.
+    pub fn takes(&self, queue: &'static Queue, slots: u16, scales: bool) {
         self.slots.get_or_create(&QueueName { queue: queue.name }).set(slots.into());
-        self.load.takes(queue.name, slots);
+        self.load.takes(queue.name, slots, scales);
     }
 
     /// A job is in this process's hands until the returned guard is dropped. `published` is when its message was;
@@ -583,6 +590,11 @@ impl Metrics {
         self.quota_left.clear();
     }
 
+    /// A notification was tried.
+    pub fn notification(&self, outcome: &'static str) {
+        self.notifications.get_or_create(&Outcome { outcome }).inc();
+    }
+
     /// An isolation was asked for.
     pub fn isolation_reservation(&self, outcome: &'static str) {
         self.reservations.get_or_create(&Outcome { outcome }).inc();
@@ -667,7 +679,7 @@ mod tests {
         metrics.isolation_reservation("rate_limited");
         metrics.isolated(4);
         metrics.isolations_paused(true);
-        metrics.takes(&RELAY, 64);
+        metrics.takes(&RELAY, 64, true);
         let in_hands = metrics.job_begins(&RELAY, Lane::Normal, Timestamp::now(), 1);
         metrics.containment("hosts", "isolate", "denied", "protected");
         metrics.tag_repairs(2, 0, 1);

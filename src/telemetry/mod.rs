@@ -70,6 +70,13 @@ pub fn start(format: LogFormat, verbose: bool, quiet: bool, exporting: bool) -> 
     })
     // Or the filter above would not tell the libraries' own checks which levels are off for good.
     .with_max_level_hint(LevelFilter::TRACE);
+    // The span of a request or a job stands in each of its lines, with the trace id, whichever lines are left.
+    let ours = filter_fn(|metadata| {
+        metadata.is_span()
+            && *metadata.level() <= Level::INFO
+            && metadata.target().split("::").next() == Some("defender_bridge")
+    })
+    .with_max_level_hint(LevelFilter::INFO);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let lines = match format {
         LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
@@ -83,7 +90,7 @@ pub fn start(format: LogFormat, verbose: bool, quiet: bool, exporting: bool) -> 
         .with_target(false)
         .with_tracked_inactivity(false)
         .with_filter(Targets::new().with_target("defender_bridge", LevelFilter::INFO));
-    tracing_subscriber::registry().with(lines.with_filter(filter.and(guarded))).with(spans).try_init()?;
+    tracing_subscriber::registry().with(lines.with_filter(filter.and(guarded).or(ours))).with(spans).try_init()?;
     Ok(Telemetry { provider })
 }
 

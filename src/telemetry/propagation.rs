@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::HeaderMap;
 use opentelemetry::propagation::{Extractor, Injector};
 use opentelemetry::trace::{SpanContext, TraceContextExt as _, TraceState};
-use opentelemetry::{Context, KeyValue};
+use opentelemetry::{Array, Context, KeyValue, StringValue, Value};
 use tracing::Span;
 use tracing::field::Empty;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
@@ -16,6 +16,9 @@ use crate::broker::{Delivery, Headers, Message, Queue, Settlement};
 
 /// Header of a redriven message: the `traceparent` that it had before.
 const REDRIVEN_FROM: &str = "redriven-from";
+
+/// The most values of observables in a span: a request holds up to 1,000, an exporter's batch hundreds of spans.
+const SHOWN_VALUES: usize = 100;
 
 /// Carries trace context in message headers.
 struct MessageCarrier<'a>(&'a mut Headers);
@@ -90,6 +93,24 @@ pub fn shared_by(span: &Span, first: &SpanContext, parts: Vec<SpanContext>) {
         }
     }
     span.record("batch.requests", seen.len());
+}
+
+/// The current span gets what others make: each of them links to it, and it to them (`DESIGN.md` 10.19).
+pub fn share(makers: impl Iterator<Item = Span>) {
+    let current = Span::current();
+    let mut seen = std::collections::HashSet::from([current.id()]);
+    for maker in makers.filter(|maker| seen.insert(maker.id())) {
+        link(&current, &maker.context());
+        link(&maker, &current.context());
+    }
+}
+
+/// A link from `span` to the span of `context`, if that is one.
+fn link(span: &Span, context: &Context) {
+    let to = context.span().span_context().clone();
+    if to.is_valid() {
+        span.add_link(to);
+    }
 }
 
 fn record_trace_id(span: &Span) {
@@ -180,14 +201,9 @@ pub fn process_span(system: &'static str, queue: &Queue, delivery: &Delivery, no
         trace_id = Empty,
     );
     let sender = extract(&MessageReader(&delivery.message.headers));
-    if sender.span().span_context().is_valid() {
-        span.add_link(sender.span().span_context().clone());
-    }
+    link(&span, &sender);
     if let Some(old) = delivery.message.headers.get(REDRIVEN_FROM) {
-        let old = extract(&MessageReader(&Headers::from([("traceparent".to_owned(), old.clone())])));
-        if old.span().span_context().is_valid() {
-            span.add_link(old.span().span_context().clone());
-        }
+        link(&span, &extract(&MessageReader(&Headers::from([("traceparent".to_owned(), old.clone())]))));
     }
     adopt(&span, sender);
     record_trace_id(&span);
@@ -233,6 +249,16 @@ pub fn cache(cache: &'static str, hits: usize, misses: usize) {
         KeyValue::new("cache.misses", count(misses)),
     ];
     Span::current().add_event("cache", attributes);
+}
+
+/// The current span is about these observables (`BRIDGE_TRACE_VALUES`); the first hundred are shown.
+pub fn values(values: &[&str]) {
+    if values.is_empty() {
+        return;
+    }
+    let shown = values.iter().take(SHOWN_VALUES).map(|value| StringValue::from((*value).to_owned())).collect();
+    Span::current().set_attribute("observable.count", i64::try_from(values.len()).unwrap_or(i64::MAX));
+    Span::current().set_attribute("observable.values", Value::Array(Array::String(shown)));
 }
 
 fn millis(duration: Duration) -> i64 {

@@ -22,6 +22,8 @@ pub struct Context {
     pub seal_keys: Arc<SealKeys>,
     /// Where to count.
     pub metrics: Metrics,
+    /// Whether spans show what was asked about.
+    pub(super) trace_values: bool,
     pub(super) answers: Answers,
     pub(super) triggers: Arc<Triggers>,
 }
@@ -41,6 +43,7 @@ impl Context {
             portal_url: portal_url.into(),
             seal_keys,
             metrics,
+            trace_values: settings.trace_values,
             answers: Answers::new(settings.answer_ttl),
             triggers: Arc::default(),
         }

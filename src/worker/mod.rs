@@ -5,6 +5,7 @@ mod action;
 pub mod context;
 mod health;
 pub mod host;
+mod notify;
 mod observe;
 mod relay;
 mod report;
@@ -26,6 +27,7 @@ pub use self::report::{Report, Standing};
 pub use self::trigger::Triggers;
 use crate::broker::{Broker, BrokerError, Delivery, Lane, Message, Queue, Receiver, Settlement};
 use crate::job;
+use crate::notify::Post;
 use crate::shutdown::Shutdown;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::propagation;
@@ -33,11 +35,14 @@ use crate::telemetry::propagation;
 /// Slots for urgent jobs beside those for normal ones, so that containment never waits for a free hand.
 const URGENT_SLOTS: u16 = 8;
 
+/// Notifications posted at a time: a receiver is not to be run over, and slow ones are not to hold up the rest.
+const NOTIFY_SLOTS: u16 = 4;
+
 /// How long a job of a newer version is put off, for a newer worker to take.
 const NEWER_VERSION_DELAY: Duration = Duration::from_secs(1);
 
 /// Works until the soft stop, at most `concurrency` normal jobs of each queue at a time; then finishes what is in hand,
-/// and gives back what is not finished at the hard stop. Host events are taken only with `hosts`.
+/// and gives back what is not finished at the hard stop. Host events are taken only with `hosts`, notifications with `post`.
 ///
 /// # Errors
 /// When the broker does not let this process receive, or closes while it should work.
@@ -45,6 +50,7 @@ pub async fn run<B: Broker>(
     broker: B,
     context: Context,
     hosts: Option<Hosts>,
+    post: Option<Post>,
     concurrency: u16,
     shutdown: Shutdown,
 ) -> Result<(), BrokerError> {
@@ -61,8 +67,16 @@ pub async fn run<B: Broker>(
         })
         .await
     };
-    let (relay, hosts) = tokio::join!(relay, hosts);
-    relay.and(hosts)
+    let notifications = async {
+        let Some(post) = post else { return Ok(()) };
+        take(&broker, &job::NOTIFY, NOTIFY_SLOTS, &metrics, &shutdown, |delivery: Taken| {
+            let post = post.clone();
+            async move { notify::step(&delivery.message, delivery.attempt, &post).await }
+        })
+        .await
+    };
+    let (relay, hosts, notifications) = tokio::join!(relay, hosts, notifications);
+    relay.and(hosts).and(notifications)
 }
 
 /// Works host events alone, as [`run`] does, and reports each look at a host to `reports` before it is settled.
@@ -112,7 +126,7 @@ where
 {
     let mut normal = broker.receive(queue, Lane::Normal, concurrency).await?;
     let mut urgent = broker.receive(queue, Lane::Urgent, URGENT_SLOTS).await?;
-    metrics.takes(queue, concurrency);
+    metrics.takes(queue, concurrency, *queue != job::NOTIFY);
     tracing::info!(queue = queue.name, concurrency, "the worker takes jobs");
     let jobs = TaskTracker::new();
     let ended = loop {

@@ -13,6 +13,7 @@ use super::{Context, NEWER_VERSION_DELAY, Worked, action, health, observe, respo
 use crate::broker::{Message, Settlement};
 use crate::job::{DecodeError, Job};
 use crate::relay::{self, RelayError};
+use crate::telemetry::propagation;
 
 /// Workers answer this long before the caller's deadline, so that the answer arrives in time (`DESIGN.md` 10, ruling 9).
 const ANSWER_MARGIN: Duration = Duration::from_secs(1);
@@ -66,6 +67,9 @@ pub(super) async fn step(message: &Message, attempt: u32, deadline: Option<Times
         }
     };
     let kind = job.kind();
+    if context.trace_values {
+        propagation::values(&job.values());
+    }
     // The caller's deadline may be further away than any clock: then the longest wait a caller can have is enough.
     let until = Instant::now() + left.saturating_sub(ANSWER_MARGIN).min(Duration::from_secs(3600));
     let credentials = match context.seal_keys.open(job.credentials(), message.id) {

@@ -277,10 +277,14 @@ async fn start_roles<B: Broker>(broker: B, options: &Options, upstream: &str, sh
             ..defender::Settings::default()
         };
         let defender = Defender::new(settings, Outbound::new().expect("a client")).with_permits(Arc::clone(permits));
-        let settings = WorkerSettings { concurrency: options.concurrency, answer_ttl: options.answer_ttl };
+        let settings = WorkerSettings {
+            concurrency: options.concurrency,
+            answer_ttl: options.answer_ttl,
+            ..WorkerSettings::default()
+        };
         let portal = DefenderSettings::default().portal_url;
         let context = worker::Context::new(defender, &portal, Arc::clone(&seal_keys), Metrics::default(), &settings);
-        tokio::spawn(worker::run(broker.clone(), context, None, options.concurrency, shutdown.clone()));
+        tokio::spawn(worker::run(broker.clone(), context, None, None, options.concurrency, shutdown.clone()));
     }
     roles::start(broker, roles_of(options, upstream), shutdown).await.expect("the roles start")
 }
@@ -319,7 +323,11 @@ fn roles_of(options: &Options, upstream: &str) -> Roles {
                 graph_url: url_of(&options.graph_url),
                 ..DefenderSettings::default()
             },
-            settings: WorkerSettings { concurrency: options.concurrency, answer_ttl: options.answer_ttl },
+            settings: WorkerSettings {
+                concurrency: options.concurrency,
+                answer_ttl: options.answer_ttl,
+                ..WorkerSettings::default()
+            },
             seal_keys: match &options.worker_key {
                 Some(key) => Arc::new(SealKeys::derive(&[&key.as_str().into()])),
                 None => seal_keys,
@@ -329,6 +337,7 @@ fn roles_of(options: &Options, upstream: &str) -> Roles {
             quota: options.quota.clone(),
             alone: options.queue == Queue::Sqlite,
             hosts: options.hosts.clone().map(|policy| host_settings(options, upstream, policy)),
+            notify: None,
         }),
         admin_listen: Some(any_port),
     }

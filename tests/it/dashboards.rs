@@ -68,18 +68,37 @@ impl Prometheus {
             .stderr(Stdio::null())
             .kill_on_drop(true)
             .spawn()
-            .expect("the package prometheus is installed");
+            .expect("Prometheus is installed: apt-get install prometheus (tests/run does)");
         Self { _child: child, url: format!("http://{listen}"), client: client() }
     }
 
     /// Whether a query has a result, one number of it at least. `None` while it cannot be asked.
     async fn shows(&self, query: &str) -> Option<bool> {
+        let result = self.ask(query).await?;
+        Some(result.iter().any(|sample| sample["value"][1].as_str().is_some_and(|value| value != "NaN")))
+    }
+
+    /// The result of a query. `None` while it cannot be asked.
+    async fn ask(&self, query: &str) -> Option<Vec<Value>> {
         let mut url: url::Url = format!("{}/api/v1/query", self.url).parse().expect("a URL");
         url.query_pairs_mut().append_pair("query", query);
         let answer: Value = self.client.get(url).send().await.ok()?.json().await.ok()?;
         assert_eq!(answer["status"], "success", "{query}: {answer}");
-        let result = answer["data"]["result"].as_array().expect("a vector");
-        Some(result.iter().any(|sample| sample["value"][1].as_str().is_some_and(|value| value != "NaN")))
+        Some(answer["data"]["result"].as_array().expect("a vector").clone())
+    }
+
+    /// Waits until it has scraped the deployment once more than `seen` times, and returns how often it has.
+    async fn scraped(&self, seen: u64) -> u64 {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let result = self.ask("count_over_time(up[1h])").await.unwrap_or_default();
+            let count = result.first().and_then(|sample| sample["value"][1].as_str()?.parse().ok()).unwrap_or(0);
+            if count > seen {
+                return count;
+            }
+            assert!(Instant::now() < end, "no scrape after {seen}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 }
 
@@ -114,9 +133,9 @@ async fn every_panel_of_the_dashboards_shows_something() {
 
     // Work of every kind goes on until all panels show it.
     let mut open = queries();
-    assert!(open.len() > 30, "only {} queries", open.len());
+    assert!(open.len() > 40, "only {} queries", open.len());
     let brain = simulator.control().brain();
-    let (mut round, end) = (0u32, Instant::now() + PATIENCE * 3);
+    let (mut round, mut scrapes, end) = (0u32, 0, Instant::now() + PATIENCE * 3);
     while !open.is_empty() {
         assert!(
             Instant::now() < end,
@@ -138,7 +157,7 @@ async fn every_panel_of_the_dashboards_shows_something() {
             }
         }
         open = still;
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        scrapes = prometheus.scraped(scrapes).await;
     }
     println!("every panel showed something after {round} rounds");
     serve.stop().await;

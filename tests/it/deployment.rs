@@ -57,7 +57,9 @@ fn dashboards_and_rules_use_metrics_that_exist() {
     known.extend(recording.lines().filter_map(|line| line.trim().strip_prefix("- record: ").map(str::to_owned)));
     let mut used = 0;
     let mut unknown = Vec::new();
-    for path in [files("deploy/grafana/dashboards", ".json"), files("deploy/prometheus", ".yaml")].concat() {
+    let places =
+        [("deploy/grafana/dashboards", ".json"), ("deploy/prometheus", ".yaml"), ("deploy/kubernetes/keda", ".yaml")];
+    for path in places.map(|(folder, ending)| files(folder, ending)).concat() {
         let text = document(&path);
         for name in words(&text, "bridge_").chain(words(&text, "bridge:")) {
             used += 1;

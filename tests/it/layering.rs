@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// What each module may import of the crate, besides itself. `telemetry` serves every edge.
-const ALLOWED: [(&str, &[&str]); 27] = [
+const ALLOWED: [(&str, &[&str]); 28] = [
     ("admin", &["broker", "shutdown", "telemetry"]),
     ("broker", &[]),
     ("cognito", &["outbound", "redact", "retry", "telemetry"]),
@@ -23,6 +23,7 @@ const ALLOWED: [(&str, &[&str]); 27] = [
     ("key_sets", &["outbound", "relay"]),
     ("listen", &["shutdown"]),
     ("mapping", &["defender::model", "relay"]),
+    ("notify", &["broker", "config", "job", "outbound", "retry", "telemetry"]),
     ("outbound", &["retry", "telemetry"]),
     ("platform", &["outbound", "redact"]),
     ("quota", &[]),
@@ -31,7 +32,7 @@ const ALLOWED: [(&str, &[&str]); 27] = [
     ("retry", &[]),
     ("shutdown", &[]),
     ("simulator", &[]),
-    ("sweep", &["broker", "cognito", "containment", "desk", "job", "shutdown", "telemetry"]),
+    ("sweep", &["broker", "cognito", "containment", "desk", "job", "notify", "shutdown", "telemetry"]),
     ("telemetry", &["broker"]),
     (
         "worker",
@@ -45,6 +46,7 @@ const ALLOWED: [(&str, &[&str]); 27] = [
             "desk",
             "job",
             "mapping",
+            "notify",
             "relay",
             "retry",
             "shutdown",
@@ -69,6 +71,7 @@ const ALLOWED: [(&str, &[&str]); 27] = [
             "key_sets",
             "listen",
             "mapping",
+            "notify",
             "outbound",
             "platform",
             "quota",

@@ -129,7 +129,10 @@ impl Spawned {
     /// Waits until it serves, and takes note of its addresses.
     pub async fn serving(&mut self) {
         let address = |line: &str| -> Option<SocketAddr> {
-            serde_json::from_str::<Value>(line).ok()?["http.address"].as_str()?.parse().ok()
+            match serde_json::from_str::<Value>(line) {
+                Ok(line) => line["http.address"].as_str()?.parse().ok(),
+                Err(_) => line.split_once("http.address=")?.1.split(' ').next()?.parse().ok(),
+            }
         };
         if self.name != "worker" {
             self.ingress = address(&self.logged("the ingress listens").await);

@@ -2,16 +2,22 @@
 //! and back, each span where it belongs, and none that tells what was asked about.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::time::Duration;
 
-use defender_bridge::simulator::scenario::{BENIGN_SHA1, C2_ADDRESS, DROPPED_SHA256, PHISHING_DOMAIN, UNSEEN_DOMAIN};
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::post;
+use defender_bridge::simulator::scenario::{
+    BENIGN_SHA1, C2_ADDRESS, DEMO_CLIENT_SECRET, DROPPED_SHA256, FINANCE_WORKSTATION, PHISHING_DOMAIN, UNSEEN_DOMAIN,
+};
 use defender_bridge::simulator::{Fault, Matcher, Simulator};
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
-use super::bridge::{Answer, client, demo_token, observable_list};
+use super::bridge::{Answer, SECRET_KEY, client, demo_token, observable_list};
 use super::collector::{Collector, Span, roots_and_orphans};
 use super::spawned::{self, Deployment, PATIENCE, Role, Spawned, closed_port};
 
@@ -158,6 +164,81 @@ async fn follows_one_request(bridge: Bridge) {
     println!("{} spans, {} of them calls", spans.len(), clients.len());
 }
 
+/// `BRIDGE_TRACE_VALUES=true`: the job's span shows what was asked about, and nothing shows a secret.
+#[tokio::test]
+async fn what_was_asked_about_is_shown_only_when_that_is_wanted() {
+    for (setting, shown) in [("false", false), ("true", true)] {
+        let (simulator, collector) = (spawned::simulator().await, Collector::start().await);
+        let folder = tempfile::tempdir().unwrap();
+        let role = Role::new("serve").sqlite(&folder.path().join("queue")).upstream(&simulator.url());
+        let role = role.set("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url()).set("BRIDGE_TRACE_VALUES", setting);
+        let processes = vec![role.start().await];
+        let bridge = Bridge { simulator, collector, processes, _folder: folder };
+        assert_eq!(bridge.observe(&[]).await.errors(), []);
+        let spans = bridge.stop().await;
+        let process = only(&spans, SpanKind::Consumer);
+        for (_, value) in QUESTION {
+            assert_eq!(process.get("observable.values").contains(value), shown, "{process:?}");
+        }
+        assert_eq!(process.get("observable.count"), if shown { QUESTION.len().to_string() } else { String::new() });
+        if !shown {
+            tells_no_observable(&spans);
+        }
+        for secret in [DEMO_CLIENT_SECRET, SECRET_KEY, &demo_token()] {
+            assert!(!format!("{spans:?}").contains(secret), "{spans:#?}");
+        }
+    }
+}
+
+/// Each line that is written in the course of a request or a job names its trace, in both forms, whatever is filtered.
+#[tokio::test]
+async fn each_line_of_a_request_names_its_trace() {
+    let simulator = spawned::simulator().await;
+    let few = "audit=info,defender_bridge::cli=info,defender_bridge::worker=info,defender_bridge::retry=info";
+    for (format, filter) in [("json", ""), ("text", ""), ("json", few), ("text", few)] {
+        let folder = tempfile::tempdir().unwrap();
+        let role = Role::new("serve").sqlite(&folder.path().join("queue")).upstream(&simulator.url());
+        let role = role.set("BRIDGE_LOG", format).set("RUST_LOG", filter);
+        let mut serve = role.set("BRIDGE_RELAY_ROUTES", "observe,refer,respond").start().await;
+        let ask = |path: &str, body: serde_json::Value| {
+            let request = client().post(serve.url(path)).bearer_auth(demo_token()).json(&body);
+            async move {
+                let answer = request.header("traceparent", format!("00-{TRACE}-{CALLER}-01")).send().await;
+                Answer::of(answer.expect("the ingress answers")).await
+            }
+        };
+        simulator.control().fail_next("hunting", Fault::refuse(503), 1);
+        assert_eq!(ask("/observe/observables", observable_list(&QUESTION)).await.errors(), []);
+        let order = serde_json::json!({
+            "action-id": "microsoft-defender-FullIsolation", "observable_type": "ms_machine_id",
+            "observable_value": FINANCE_WORKSTATION,
+        });
+        let answer = ask("/respond/trigger", order).await;
+        assert!(answer.text.contains("success"), "{}", answer.text);
+        serve.stop().await;
+        let log = serve.log();
+        for part in ["call failed, will be repeated", "isolate "] {
+            assert!(log.lines().any(|line| line.contains(part)), "{format} {filter:?}: no {part:?} in\n{log}");
+        }
+        // These modules have nothing to say but about requests and jobs, once the worker takes some.
+        let about = |line: &&str| {
+            let modules = ["worker", "ingress", "retry", "outbound", "defender", "mapping"];
+            modules.iter().any(|module| line.contains(&format!("defender_bridge::{module}")))
+                || line.contains("\"audit\"")
+                || line.contains(" audit: ")
+        };
+        for line in log.lines().filter(about).filter(|line| !line.contains("the worker takes jobs")) {
+            assert!(line.contains(TRACE), "{format} {filter:?}: {line}");
+        }
+        let audit = log.lines().find(|line| line.contains("isolate ")).expect("found above");
+        for part in
+            ["audit.source", "relay", "audit.cause", "FullIsolation", "machine.id", FINANCE_WORKSTATION, "action.id"]
+        {
+            assert!(audit.contains(part), "{part} is not in {audit}");
+        }
+    }
+}
+
 fn tells_no_observable(spans: &[Span]) {
     for span in spans {
         for (_, value) in QUESTION {
@@ -244,14 +325,66 @@ async fn a_trace_that_is_not_sampled_is_passed_on_and_not_recorded() {
     assert_eq!(bridge.stop().await.len(), 0);
 }
 
-/// Works a crowd with a collector that does not do its part, and stops.
+/// How much a process may grow after its first wave of requests while its collector does not do its part, in KiB: its queue
+/// of spans is full by then, and what is left is the allocator's doing.
+const GROWTH_KIB: u64 = 4 * 1024;
+
+/// Waves, and requests in each. What they leave in a queue without an end is several times [`GROWTH_KIB`].
+const WAVES: usize = 4;
+const WAVE: usize = 4_000;
+
+/// Requests at a time.
+const CALLERS: usize = 32;
+
+/// Resident memory of a process in KiB.
+fn resident_kib(process: &Spawned) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).expect("a process that runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux tells");
+    line.trim().trim_end_matches(" kB").trim().parse().expect("a number")
+}
+
+/// A bridge whose spans go to `endpoint`, with room for so many of them.
+async fn exporting(simulator: &Simulator, folder: &Path, endpoint: &str, room: &str) -> Spawned {
+    let role = Role::new("serve").sqlite(&folder.join("queue")).upstream(&simulator.url());
+    let role = role
+        .set("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+        .set("OTEL_BSP_SCHEDULE_DELAY", "100")
+        .set("OTEL_BSP_MAX_QUEUE_SIZE", room);
+    role.set("BRIDGE_SHUTDOWN_GRACE", "20s").start().await
+}
+
+/// Sends the waves, each request a trace that is recorded and none of which fails, and returns what the process has grown
+/// by since the first, in KiB.
+async fn grows(serve: &Spawned) -> u64 {
+    // As long as a caller may make it: what the queue holds is to be seen.
+    let state = format!("vendor={}", "x".repeat(240));
+    let client = client();
+    let mut resident = Vec::new();
+    for _ in 0..WAVES {
+        let mut callers = JoinSet::new();
+        for _ in 0..CALLERS {
+            let request = client.post(serve.url("/version")).header("tracestate", &state);
+            callers.spawn(async move {
+                for _ in 0..WAVE / CALLERS {
+                    let trace = uuid::Uuid::now_v7().simple().to_string();
+                    let request = request.try_clone().expect("no body that streams");
+                    let answer = request.header("traceparent", format!("00-{trace}-{CALLER}-01")).send().await;
+                    assert_eq!(answer.expect("the ingress answers").status(), StatusCode::OK);
+                }
+            });
+        }
+        callers.join_all().await;
+        resident.push(resident_kib(serve));
+    }
+    println!("resident after each wave: {resident:?} KiB");
+    resident[WAVES - 1].saturating_sub(resident[0])
+}
+
+/// With a collector that does not do its part every request is answered, memory stays flat, and the process ends in time.
 async fn bears(endpoint: &str) {
     let simulator = spawned::simulator().await;
     let folder = tempfile::tempdir().unwrap();
-    let role = Role::new("serve").sqlite(&folder.path().join("queue")).upstream(&simulator.url());
-    let grace = Duration::from_secs(20);
-    let role = role.set("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint).set("OTEL_BSP_SCHEDULE_DELAY", "100");
-    let mut serve = role.set("BRIDGE_SHUTDOWN_GRACE", "20s").start().await;
+    let mut serve = exporting(&simulator, folder.path(), endpoint, "512").await;
     let mut callers = JoinSet::new();
     for _ in 0..20 {
         let request = client().post(serve.url("/observe/observables")).bearer_auth(demo_token());
@@ -262,29 +395,75 @@ async fn bears(endpoint: &str) {
         assert_eq!(answer.errors(), [], "{}", answer.text);
         assert!(!answer.sightings().is_empty());
     }
+    let grown = grows(&serve).await;
+    assert!(grown < GROWTH_KIB, "grown by {grown} KiB");
     let told = Instant::now();
     serve.signal("-TERM");
     let status = serve.ends_within(PATIENCE).await;
     let took = told.elapsed();
     println!("ended {took:?} after SIGTERM");
-    assert!(status.success() && took < grace, "{status} after {took:?}\n{}", serve.log());
+    assert!(status.success() && took < Duration::from_secs(20), "{status} after {took:?}\n{}", serve.log());
 }
 
 #[tokio::test]
-async fn a_collector_that_is_away_costs_no_request_and_no_time() {
+async fn a_collector_that_is_away_costs_no_request_and_no_memory() {
     bears(&format!("http://127.0.0.1:{}", closed_port())).await;
+}
+
+/// A collector that takes connections and says nothing.
+async fn silent() -> (String, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let holding = tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((connection, _)) = listener.accept().await {
+            held.push(connection);
+        }
+    });
+    (url, holding)
 }
 
 #[tokio::test]
 async fn a_collector_that_never_answers_costs_no_request_and_no_more_than_the_grace() {
-    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = silent.local_addr().unwrap();
-    let held = tokio::spawn(async move {
-        let mut held = Vec::new();
-        while let Ok((connection, _)) = silent.accept().await {
-            held.push(connection);
-        }
-    });
-    bears(&format!("http://{address}")).await;
-    held.abort();
+    let (url, holding) = silent().await;
+    bears(&url).await;
+    holding.abort();
+}
+
+/// What the others assert of memory is not true of every queue: one that holds all spans grows by more.
+#[tokio::test]
+async fn spans_that_are_all_kept_are_seen_in_memory() {
+    let (simulator, folder) = (spawned::simulator().await, tempfile::tempdir().unwrap());
+    let (url, holding) = silent().await;
+    let serve = exporting(&simulator, folder.path(), &url, "50000").await;
+    let grown = grows(&serve).await;
+    assert!(grown > GROWTH_KIB, "grown by {grown} KiB");
+    holding.abort();
+}
+
+/// A collector that answers every export with `status`, after `delay`.
+async fn unwilling(status: StatusCode, delay: Duration) -> (String, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let refuse = move || async move {
+        tokio::time::sleep(delay).await;
+        status
+    };
+    let router = Router::new().route("/v1/traces", post(refuse));
+    let serving = tokio::spawn(async move { axum::serve(listener, router).await.expect("it serves") });
+    (url, serving)
+}
+
+#[tokio::test]
+async fn a_collector_that_fails_costs_no_request_and_no_memory() {
+    let (url, serving) = unwilling(StatusCode::INTERNAL_SERVER_ERROR, Duration::ZERO).await;
+    bears(&url).await;
+    serving.abort();
+}
+
+#[tokio::test]
+async fn a_collector_that_is_slow_costs_no_request_and_no_memory() {
+    let (url, serving) = unwilling(StatusCode::OK, Duration::from_secs(3)).await;
+    bears(&url).await;
+    serving.abort();
 }

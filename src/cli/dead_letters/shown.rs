@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::broker::DeadLetter;
-use crate::job::{self, Host, Job};
+use crate::job::{self, Host, Job, Notification};
 
 /// The member of a relay job's body that holds sealed credentials.
 const CREDENTIALS: &str = "credentials";
@@ -135,6 +135,8 @@ fn kind(letter: &DeadLetter) -> Option<&'static str> {
         Host::decode(body).ok().map(|host| host.kind.as_str())
     } else if letter.queue == job::RELAY.name {
         Job::decode(body).ok().map(|job| job.kind())
+    } else if letter.queue == job::NOTIFY.name {
+        Notification::decode(body).ok().map(|_| Notification::KIND)
     } else {
         None
     }

@@ -509,7 +509,7 @@ impl Look<'_> {
         let Acted { context, machine, change, tale } = acted;
         self.tell_desk(case, machine.as_deref(), &change);
         if let Some(tale) = &tale {
-            self.audit(case, machine.as_deref(), &change, tale);
+            self.audit(case, machine.as_deref(), &change, tale).await;
         }
         let context = match context {
             None if case.decision.enrich => Some(self.find(calls, case.host).await?.for_context),
@@ -684,7 +684,7 @@ impl Look<'_> {
     }
 
     /// One line for each change that somebody may have to answer for (`cognito.md` 6.7), and its figures.
-    fn audit(&self, case: &Case<'_>, machine: Option<&str>, change: &Change, tale: &Tale) {
+    async fn audit(&self, case: &Case<'_>, machine: Option<&str>, change: &Change, tale: &Tale) {
         // An isolation that is held back is looked at again and again, and is told of once.
         let Some((want, outcome, reason, detail)) = tale.audited().filter(|_| notes::is_news(&case.state, change))
         else {
@@ -702,6 +702,7 @@ impl Look<'_> {
             detail: detail.filter(|detail| !detail.is_empty()),
             actor: by,
             cause: Some(&cause),
+            alerts: reason.is_some_and(Reason::alerts),
             tenant_id: Some(&self.hosts.settings.credentials.tenant_id),
             host_id: Some(case.host.id),
             host_name: case.host.name.as_deref(),
@@ -717,6 +718,7 @@ impl Look<'_> {
             let took = Timestamp::now().duration_since(self.event.received_at);
             self.hosts.metrics.contained(action, Duration::try_from(took).unwrap_or_default());
         }
+        self.hosts.settings.notifier.act(&entry).await;
     }
 
     /// Why it is done, for the audit line.

@@ -36,6 +36,7 @@ use crate::containment::{act, delays, notes};
 use crate::defender::{self, Defender, DefenderError, Limits};
 use crate::desk::Desk;
 use crate::job::{self, DecodeError, Hint, Host, Progress};
+use crate::notify::Notifier;
 use crate::sweep::groups::Groups;
 use crate::telemetry::metrics::Metrics;
 
@@ -59,6 +60,8 @@ pub struct Settings {
     pub credentials: defender::Credentials,
     /// The application that isolates and releases, if it is another one.
     pub response: Option<defender::Credentials>,
+    /// Who tells operators what is done.
+    pub notifier: Notifier,
 }
 
 /// What handlers of host events work with. Cheap to clone.
@@ -212,12 +215,27 @@ pub(super) async fn step(message: &Message, attempt: u32, hosts: &Hosts) -> Work
         },
         Err(failed) => {
             let settlement = look.settlement(&failed, attempt);
+            if let Some(alert) = alert(failed.failure) {
+                hosts.settings.notifier.alert(alert, &failed.what, Some(event.host_id)).await;
+            }
             if matches!(settlement, Settlement::DeadLetter(_)) {
+                hosts.settings.notifier.alert("given_up", &failed.what, Some(event.host_id)).await;
                 Look { deadline: Instant::now() + GIVEN_UP_LIMIT, ..look }.note_given_up(&failed.what).await;
             }
             let configuration = matches!(settlement, Settlement::Later { .. });
             Worked::failed(if configuration { "configuration" } else { "failed" }, settlement)
         }
+    }
+}
+
+/// What an operator is told of a failure that waits for one (`cognito.md` 5.8). What the brake, a cap or Defender refused is
+/// told with the act itself.
+const fn alert(failure: Failure) -> Option<&'static str> {
+    match failure {
+        Failure::CognitoReadRefused => Some("cognito_read_refused"),
+        Failure::CognitoWriteRefused => Some("cognito_write_refused"),
+        Failure::DefenderConfiguration => Some("defender_configuration"),
+        _ => None,
     }
 }
 

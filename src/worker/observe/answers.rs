@@ -11,6 +11,7 @@ use std::time::Duration;
 use moka::future::Cache;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
+use tracing::Span;
 
 use crate::credentials::{Credentials, fingerprint};
 use crate::relay::ctim::RenderedSighting;
@@ -79,8 +80,8 @@ pub struct Answers {
     making: Making,
 }
 
-/// What is being made, by whom it is waited for.
-type Making = Arc<Mutex<HashMap<Key, watch::Receiver<Option<Arc<Answer>>>>>>;
+/// What is being made, where it comes out, and the span of the job that makes it.
+type Making = Arc<Mutex<HashMap<Key, (watch::Receiver<Option<Arc<Answer>>>, Span)>>>;
 
 /// How an observable's answer comes about.
 pub(super) enum Begun {
@@ -93,12 +94,20 @@ pub(super) enum Begun {
 }
 
 /// The wait for an answer that another request makes.
-pub(super) struct Awaited(watch::Receiver<Option<Arc<Answer>>>);
+pub(super) struct Awaited {
+    made: watch::Receiver<Option<Arc<Answer>>>,
+    maker: Option<Span>,
+}
 
 impl Awaited {
+    /// The span of the job that makes it. To be let go at once: it does not end before.
+    pub(super) fn take_maker(&mut self) -> Option<Span> {
+        self.maker.take()
+    }
+
     /// The answer, if it comes by `until` and is complete.
     pub(super) async fn answer(mut self, until: Instant) -> Option<Arc<Answer>> {
-        timeout_at(until, self.0.wait_for(Option::is_some)).await.ok()?.ok()?.clone()
+        timeout_at(until, self.made.wait_for(Option::is_some)).await.ok()?.ok()?.clone()
     }
 }
 
@@ -140,11 +149,11 @@ impl Answers {
         }
         let lead = {
             let mut making = lock(&self.making);
-            if let Some(made) = making.get(&key) {
-                return Begun::Awaited(Awaited(made.clone()));
+            if let Some((made, maker)) = making.get(&key) {
+                return Begun::Awaited(Awaited { made: made.clone(), maker: Some(maker.clone()) });
             }
             let (made, receiver) = watch::channel(None);
-            making.insert(key.clone(), receiver);
+            making.insert(key.clone(), (receiver, Span::current()));
             Lead { key, made, making: Arc::clone(&self.making) }
         };
         // Whoever made it before may have finished between the two looks.

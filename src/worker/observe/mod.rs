@@ -56,6 +56,7 @@ pub(super) async fn handle(job: Observe, credentials: &Credentials, until: Insta
     let missing = ours.len() + awaited.len();
     context.metrics.answers(observables.len() - missing, missing);
     propagation::cache("answers", observables.len() - missing, missing);
+    propagation::share(awaited.iter_mut().filter_map(|(_, answer)| answer.take_maker()));
 
     let mut failures = Failures::default();
     if missing > 0 {

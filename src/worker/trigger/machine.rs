@@ -19,6 +19,7 @@ use crate::defender::model::{Machine, MachineAction};
 use crate::defender::{DefenderError, IsolationType, Limits, ScanType, Session};
 use crate::desk::{POST_LIMIT, Reservation};
 use crate::relay::trigger::MachineAct;
+use crate::telemetry::audit::Outcome;
 use crate::worker::host::answer_of;
 
 /// How often the actions are read again when Defender says that one is open that it does not list yet.
@@ -81,8 +82,8 @@ impl Run<'_> {
         loop {
             match self.next(Want::Isolate, matching::is_active(&machine), already_open > 0).await? {
                 Step::Post | Step::Cancel { .. } => {}
-                Step::Settled { action } => return Ok(Done::action("already", action)),
-                Step::Track { action } => return Ok(Done::action("adopted", Some(action))),
+                Step::Settled { action } => return Ok(Done::action(Outcome::Already, action)),
+                Step::Track { action } => return Ok(Done::action(Outcome::Adopted, Some(action))),
                 Step::Wait { action, .. } => {
                     self.look_again(action, already_open).await?;
                     already_open += 1;
@@ -156,11 +157,11 @@ impl Run<'_> {
                 Step::Post => None,
                 Step::Cancel { .. } if taken_back.is_some() => return Err(in_progress(taken_back.as_ref())),
                 Step::Cancel { action } => Some(action),
-                Step::Settled { .. } if taken_back.is_some() => return Ok(Done::action("posted", taken_back)),
+                Step::Settled { .. } if taken_back.is_some() => return Ok(Done::action(Outcome::Accepted, taken_back)),
                 // The list may lack an isolation. A release in vain does no harm, one that is not asked for does.
                 Step::Settled { action: None } => None,
-                Step::Settled { action } => return Ok(Done::action("already", action)),
-                Step::Track { action } => return Ok(Done::action("adopted", Some(action))),
+                Step::Settled { action } => return Ok(Done::action(Outcome::Already, action)),
+                Step::Track { action } => return Ok(Done::action(Outcome::Adopted, Some(action))),
                 Step::Wait { action, .. } => {
                     self.look_again(action, already_open).await?;
                     already_open += 1;
@@ -194,8 +195,10 @@ impl Run<'_> {
         loop {
             let actions = self.session.actions_of_kinds(id, &kinds).await?;
             match once::look(&wish, &actions, Timestamp::now()) {
-                Look::Done(action) if already_open == 0 => return Ok(Done::action("already", Some(action.clone()))),
-                Look::Open(action) => return Ok(Done::action("adopted", Some(action.clone()))),
+                Look::Done(action) if already_open == 0 => {
+                    return Ok(Done::action(Outcome::Already, Some(action.clone())));
+                }
+                Look::Open(action) => return Ok(Done::action(Outcome::Adopted, Some(action.clone()))),
                 Look::Crossed(action) => return Err(in_progress(Some(action))),
                 Look::Post if already_open == 0 => {}
                 Look::Post | Look::Done(_) => {
@@ -213,7 +216,7 @@ impl Run<'_> {
                 _ => session.collect_package(id, comment).await,
             };
             match asked {
-                Ok(action) => return Ok(Done::action("posted", Some(action))),
+                Ok(action) => return Ok(Done::action(Outcome::Accepted, Some(action))),
                 Err(error) if answer_of(&error) == Answer::AlreadyOpen => already_open += 1,
                 Err(error) => return Err(error.into()),
             }
@@ -239,7 +242,7 @@ impl Run<'_> {
     /// Defender took a request, or gave back one of somebody else's that is open.
     fn taken(&self, action: MachineAction) -> Done {
         let ours = self.is_ours(&action) || action.requestor_comment.is_none();
-        Done::action(if ours { "posted" } else { "adopted" }, Some(action))
+        Done::action(if ours { Outcome::Accepted } else { Outcome::Adopted }, Some(action))
     }
 
     fn is_ours(&self, action: &MachineAction) -> bool {
@@ -256,7 +259,7 @@ impl Run<'_> {
             }
             let Ok(actions) = self.session.isolation_actions(self.value()).await else { break };
             if let Some(ours) = actions.into_iter().find(|action| self.is_ours(action)) {
-                return Ok(Done::action("posted", Some(ours)));
+                return Ok(Done::action(Outcome::Accepted, Some(ours)));
             }
         }
         Err(error.into())

@@ -9,20 +9,26 @@ mod machine;
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::Context;
 use super::observe::failures;
 use crate::config::RespondSettings;
+use crate::containment::Reason;
 use crate::containment::guard::Refusal;
 use crate::credentials::Credentials;
 use crate::defender::model::MachineAction;
 use crate::defender::{DefenderError, Limits, Session};
 use crate::desk::Desk;
 use crate::job::{self, Reply};
-use crate::relay::trigger::{Act, Add, REMOVE, Refused, Trigger};
+use crate::notify::Notifier;
+use crate::relay::trigger::{Act, MachineAct, REMOVE, Refused, Trigger};
 use crate::relay::{self, RelayError};
+use crate::telemetry::audit::{Entry, Outcome, Source};
+
+/// The least time that a notification has into its queue, when the order's own is over.
+const TELL_LEAST: Duration = Duration::from_millis(500);
 
 /// What triggers are worked with.
 #[derive(Debug, Clone, Default)]
@@ -31,6 +37,8 @@ pub struct Triggers {
     pub settings: RespondSettings,
     /// Who counts isolations and holds the brake. Without it nothing is isolated.
     pub desk: Option<Desk>,
+    /// Who tells operators what is done.
+    pub notifier: Notifier,
 }
 
 /// One trigger.
@@ -45,19 +53,18 @@ struct Run<'a> {
 
 /// What was done.
 struct Done {
-    /// `posted`, `adopted`, `already`.
-    how: &'static str,
+    how: Outcome,
     action: Option<MachineAction>,
     indicator_id: Option<String>,
 }
 
 impl Done {
-    fn action(how: &'static str, action: Option<MachineAction>) -> Self {
+    fn action(how: Outcome, action: Option<MachineAction>) -> Self {
         Self { how, action, indicator_id: None }
     }
 
     fn indicator(id: &str) -> Self {
-        Self { how: "posted", action: None, indicator_id: Some(id.to_owned()).filter(|id| !id.is_empty()) }
+        Self { how: Outcome::Done, action: None, indicator_id: Some(id.to_owned()).filter(|id| !id.is_empty()) }
     }
 }
 
@@ -101,14 +108,22 @@ impl NotDone {
     }
 
     /// The words of the audit line.
-    fn told(&self) -> (&'static str, &'static str, String) {
+    fn told(&self) -> (Outcome, &'static str, String) {
         match self {
-            Self::Refused { reason, detail } => ("refused", reason, detail.clone()),
-            Self::Impossible { reason, detail } => ("failed", reason, detail.clone()),
-            Self::Failed(error) if error.may_have_happened() => ("unknown", "no_answer", error.to_string()),
-            Self::Failed(error) => ("failed", "defender", error.to_string()),
-            Self::Late => ("failed", "deadline", String::new()),
+            Self::Refused { reason, detail } if *reason == Reason::DryRun.as_str() => {
+                (Outcome::DryRun, reason, detail.clone())
+            }
+            Self::Refused { reason, detail } => (Outcome::Denied, reason, detail.clone()),
+            Self::Impossible { reason, detail } => (Outcome::Failed, reason, detail.clone()),
+            Self::Failed(error) if error.may_have_happened() => (Outcome::Unknown, "no_answer", error.to_string()),
+            Self::Failed(error) => (Outcome::Failed, "defender", error.to_string()),
+            Self::Late => (Outcome::Failed, "deadline", String::new()),
         }
+    }
+
+    /// Whether an operator has to see to it: the brake or a cap. Credentials are the caller's own, and so are their faults.
+    fn alerts(&self) -> bool {
+        matches!(self, Self::Refused { reason, .. } if Reason::parse(reason).is_some_and(Reason::holds))
     }
 }
 
@@ -135,7 +150,7 @@ pub(super) async fn handle(
         Act::Add(add) => run.add(*add).await,
         Act::Remove(id) => run.remove(id).await,
     };
-    run.audit(&done);
+    run.audit(&done).await;
     match done {
         Ok(Done { action, .. }) => {
             let action_id = action.map(|action| action.id).filter(|id| !id.is_empty());
@@ -171,34 +186,61 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// One line for each trigger: who asked for what, and what came of it (`DESIGN.md` 7).
-    fn audit(&self, done: &Result<Done, NotDone>) {
-        let asked = match &self.trigger.act {
-            Act::Machine(act) => act.id(),
-            Act::Add(add) => Add::id(*add),
-            Act::Remove(_) => REMOVE,
-        };
-        let action = done.as_ref().ok().and_then(|done| done.action.as_ref());
-        let mut indicator_id = done.as_ref().ok().and_then(|done| done.indicator_id.as_deref());
-        if let Act::Remove(id) = &self.trigger.act {
-            indicator_id = Some(id);
-        }
-        let (result, reason, detail) = match done {
-            Ok(done) => (done.how, None, None),
+    /// One line for each trigger, and a notification: who asked for what, and what came of it (`DESIGN.md` 7).
+    async fn audit(&self, done: &Result<Done, NotDone>) {
+        let (action, cause) = words(&self.trigger.act);
+        let (outcome, reason, detail) = match done {
+            Ok(done) => (done.how, None, String::new()),
             Err(not_done) => {
-                let (result, reason, detail) = not_done.told();
-                (result, Some(reason), Some(detail).filter(|detail| !detail.is_empty()))
+                let (outcome, reason, detail) = not_done.told();
+                (outcome, Some(reason), detail)
             }
         };
+        let alerts = done.as_ref().is_err_and(NotDone::alerts);
+        let done = done.as_ref().ok();
+        let indicator_id = match &self.trigger.act {
+            Act::Remove(id) => Some(id.as_str()),
+            _ => done.and_then(|done| done.indicator_id.as_deref()),
+        };
         let is_machine = matches!(self.trigger.act, Act::Machine(_));
-        tracing::info!(
-            target: "audit",
-            { tenant.id = self.credentials.tenant_id, client.id = self.credentials.client_id, action = asked,
-              machine.id = is_machine.then(|| self.value()), observable.type = self.trigger.observable.kind.as_str(),
-              observable.value = (!is_machine).then(|| self.value()), indicator.id = indicator_id,
-              action.id = action.map(|action| action.id.as_str()), job.id = %self.job_id, result, reason,
-              detail = detail.as_deref() },
-            "response action"
-        );
+        let job_id = self.job_id.to_string();
+        let entry = Entry {
+            reason,
+            detail: Some(detail.as_str()).filter(|detail| !detail.is_empty()),
+            cause: Some(cause),
+            alerts,
+            tenant_id: Some(&self.credentials.tenant_id),
+            client_id: Some(&self.credentials.client_id),
+            machine_id: is_machine.then(|| self.value()),
+            action_id: done.and_then(|done| done.action.as_ref()).map(|action| action.id.as_str()),
+            indicator_id,
+            observable: (!is_machine).then(|| (self.trigger.observable.kind.as_str(), self.value())),
+            ..Entry::new(Source::Relay, action, outcome, &job_id)
+        };
+        entry.write(&self.context.metrics);
+        // Whoever waits for the answer is not to wait for the queue of notifications.
+        let until = self.until.max(Instant::now() + TELL_LEAST);
+        if timeout_at(until, self.context.triggers.notifier.act(&entry)).await.is_err() {
+            tracing::warn!(event.id = job_id, "a notification could not be put into the queue in time");
+        }
+    }
+}
+
+/// The words of the audit line: what is done, and the action that was ordered.
+const fn words(act: &Act) -> (&'static str, &'static str) {
+    match act {
+        Act::Machine(act) => {
+            let action = match act {
+                MachineAct::IsolateFull | MachineAct::IsolateSelective => "isolate",
+                MachineAct::Release => "release",
+                MachineAct::Restrict => "restrict",
+                MachineAct::Unrestrict => "unrestrict",
+                MachineAct::ScanQuick | MachineAct::ScanFull => "scan",
+                MachineAct::Collect => "collect",
+            };
+            (action, act.id())
+        }
+        Act::Add(add) => ("add_indicator", add.id()),
+        Act::Remove(_) => ("remove_indicator", REMOVE),
     }
 }

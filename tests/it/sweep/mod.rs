@@ -16,6 +16,7 @@ use defender_bridge::cognito::{self, Auth, Cognito, Priority};
 use defender_bridge::containment::Policy;
 use defender_bridge::desk::{self, Desk};
 use defender_bridge::job::{HOSTS, Host, TOPOLOGY};
+use defender_bridge::notify::Notifier;
 use defender_bridge::outbound::Outbound;
 use defender_bridge::retry;
 use defender_bridge::shutdown::Shutdown;
@@ -175,6 +176,7 @@ impl World {
             feed_interval: self.feed_interval,
             policy: Arc::new(self.policy.clone()),
             self_user: self.self_user.clone(),
+            notifier: Notifier::default(),
         };
         let cognito = self.cognito(&metrics);
         let searching = sweep::run(broker.clone(), cognito, desk.clone(), settings, metrics.clone(), shutdown.clone());
