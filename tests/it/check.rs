@@ -304,6 +304,27 @@ async fn a_broker_that_is_down_is_told() {
 }
 
 #[tokio::test]
+async fn poll_needs_what_hosts_need_and_nothing_of_the_relay() {
+    let deployment = Deployment::start().await;
+    let control = deployment.simulator.control();
+    assert!(control.set_roles(
+        DEMO_TENANT_ID,
+        Resource::Defender,
+        &["Alert.Read.All", "Machine.Read.All", "Machine.Isolate"]
+    ));
+    let without_relay = [("SECRET_KEY", "")];
+    deployment.check_with(&["--role", "poll"], &without_relay).await.is_good();
+    assert_eq!(deployment.check(&[]).await.code, Some(1), "the relay lacks its permissions");
+    assert!(control.set_roles(DEMO_TENANT_ID, Resource::Defender, &["Alert.Read.All", "Machine.Read.All"]));
+    let row = deployment.check_with(&["--role", "poll"], &without_relay).await.only();
+    assert!(row.contains("Machine.Isolate|is missing"), "{row}");
+    let nothing = [("BRIDGE_TAG_ENRICH", ""), ("BRIDGE_TAG_BLOCK", ""), ("BRIDGE_TAG_UNBLOCK", "")];
+    let told = deployment.check_with(&["--role", "poll"], &nothing).await;
+    assert!(told.code == Some(78) && told.text.contains("name a tag or scores"), "{}", told.text);
+    deployment.simulator.stop().await;
+}
+
+#[tokio::test]
 #[ignore = "needs RabbitMQ"]
 async fn rights_at_rabbitmq_are_tried_without_leaving_anything() {
     let deployment = Deployment::start().await;
@@ -311,7 +332,7 @@ async fn rights_at_rabbitmq_are_tried_without_leaving_anything() {
     let namespace = format!("check-{}", uuid::Uuid::now_v7().simple());
     let settings = [("BRIDGE_BROKER_URL", url.as_str()), ("BRIDGE_BROKER_NAMESPACE", &namespace)];
     deployment.check(&settings).await.is_good();
-    for role in ["serve", "ingress", "worker"] {
+    for role in ["serve", "ingress", "worker", "poll"] {
         deployment.check_with(&["--role", role], &settings).await.is_good();
     }
     let connection = lapin::Connection::connect(&url, lapin::ConnectionProperties::default()).await.unwrap();

@@ -77,6 +77,20 @@ enum Role {
     Ingress,
     /// A worker alone
     Worker,
+    /// The search of `poll`, which works the hosts that it finds
+    Poll,
+}
+
+impl Role {
+    /// Whether it takes calls of the relay from others.
+    fn listens(self) -> bool {
+        matches!(self, Role::Serve | Role::Ingress)
+    }
+
+    /// Whether it asks or serves the relay's questions.
+    fn relays(self) -> bool {
+        self != Role::Poll
+    }
 }
 
 /// Something would not work: the exit code says so.
@@ -123,12 +137,15 @@ pub(super) async fn run(args: CheckArgs, log: &LogArgs) -> anyhow::Result<()> {
 fn plan(args: &CheckArgs, findings: &mut Findings) -> Option<Plan> {
     let (role, works) = (args.role, args.role != Role::Ingress);
     args.process.resolve(findings);
-    let broker = args.broker.resolve(role != Role::Serve, findings);
+    let broker = args.broker.resolve(matches!(role, Role::Ingress | Role::Worker), findings);
     let keys = args.keys.resolve(role == Role::Worker || args.key_sets.is_on(), findings);
     let ingress = args.ingress.resolve(&args.key_sets, findings);
     args.webhook.resolve(&args.self_user, findings);
     let defender = args.defender.resolve(findings);
     args.worker.resolve(findings);
+    if role == Role::Poll && !args.hosts.is_on() {
+        findings.problem("BRIDGE_TAG_ENRICH", "name a tag or scores to look for");
+    }
     let hosts = args.hosts.resolve(&args.cognito, &args.self_user, &args.defender, findings);
     let own = match &hosts {
         Some(hosts) => Some(hosts.applications.credentials.clone()),
@@ -150,7 +167,7 @@ fn read_token(path: &Path) -> anyhow::Result<String> {
 async fn look(plan: &Plan, token: Option<&str>) -> anyhow::Result<Vec<Row>> {
     let outbound = Outbound::new().context("the HTTP client cannot be set up")?;
     let mut rows = vec![peers::broker(&plan.broker).await];
-    if let Some(key_sets) = plan.ingress.key_sets.as_ref().filter(|_| plan.role != Role::Worker) {
+    if let Some(key_sets) = plan.ingress.key_sets.as_ref().filter(|_| plan.role.listens()) {
         rows.extend(peers::key_sets(&outbound, key_sets).await);
     }
     let of_token = match token {
@@ -214,6 +231,7 @@ async fn judged(plan: &Plan, token: &str, outbound: &Outbound) -> Result<Credent
 /// Whose applications are looked at for what; and what is on without anybody to look at.
 fn applications(plan: &Plan, of_token: Option<Credentials>, token_given: bool) -> (Vec<Application>, Option<Row>) {
     let Routes { observe, respond, .. } = plan.ingress.routes;
+    let (observe, respond) = (observe && plan.role.relays(), respond && plan.role.relays());
     let mut relay = Vec::new();
     if observe {
         relay.extend(microsoft::OBSERVE);
