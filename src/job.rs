@@ -302,6 +302,9 @@ pub struct Progress {
     /// How often an action was looked for since it was posted with an unknown outcome; 0: there was no such post.
     #[serde(default)]
     pub unknown: u32,
+    /// The machine of that post.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unknown_machine: Option<String>,
 }
 
 /// What the operators' receiver is told (`notify`).

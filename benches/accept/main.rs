@@ -88,7 +88,7 @@ struct Options {
     /// A first look: short cells
     #[arg(long)]
     quick: bool,
-    /// Measured seconds of a cell [default: 2; quick: 1]. A queue holds 100,000 events
+    /// Measured seconds of a cell [default: 2; quick: 1.5]. A queue holds 100,000 events
     #[arg(long, value_name = "SECONDS")]
     seconds: Option<f64>,
     /// Turns that the kinds take for each number of callers [default: 2; quick: 1]
@@ -124,7 +124,7 @@ struct Timing {
 
 impl Options {
     fn timing(&self) -> anyhow::Result<Timing> {
-        let seconds = self.seconds.unwrap_or(if self.quick { 1.0 } else { 2.0 });
+        let seconds = self.seconds.unwrap_or(if self.quick { 1.5 } else { 2.0 });
         let measured = Duration::try_from_secs_f64(seconds).context("not a number of seconds")?;
         Ok(Timing { warm_up: measured / 5, measured })
     }

@@ -99,7 +99,7 @@ impl KeyArgs {
 const LISTEN: &str = "127.0.0.1:8080";
 pub(super) const RELAY_ROUTES: &str = "observe,refer";
 const RELAY_DEADLINE: &str = "50s";
-const RELAY_MAX_WAIT: &str = "5s";
+const RELAY_MAX_WAIT: &str = "4s";
 
 /// The ingress.
 #[derive(Debug, Clone, Args)]
@@ -249,14 +249,14 @@ mod tests {
         assert_eq!(settings.listen, SocketAddr::from(([127, 0, 0, 1], 8080)));
         assert_eq!(settings.routes, Routes { observe: true, refer: true, respond: false });
         assert_eq!((settings.deadline, settings.entities_limit), (Duration::from_secs(50), 100));
-        assert_eq!(settings.max_wait, Duration::from_secs(5));
+        assert_eq!(settings.max_wait, Duration::from_secs(4));
         assert_eq!(findings, Findings::default());
     }
 
     #[test]
     fn the_wait_for_a_worker_fits_into_the_deadline() {
         for (deadline, max_wait, expected_ms, problems) in
-            [("50s", "20s", 20_000, 0), ("4s", "5s", 2_000, 0), ("4s", "", 2_000, 0), ("4s", "6s", 6_000, 1)]
+            [("50s", "20s", 20_000, 0), ("4s", "4s", 2_000, 0), ("4s", "", 2_000, 0), ("4s", "6s", 6_000, 1)]
         {
             let args = IngressArgs {
                 listen: String::new(),

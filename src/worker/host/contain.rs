@@ -190,6 +190,45 @@ impl Look<'_> {
         Err(Failed::of(Failure::Unknown, "the tags changed again and again while the host was worked"))
     }
 
+    /// Looks for a request that this event may have made, or a worker that died with it, although the tags ask for nothing
+    /// any more (`cognito.md` 5.10, no. 2): what it does to the machine has to be said by the tags. `None`: there was none.
+    pub(super) async fn seek(&self, case: &Case<'_>) -> Result<Option<Ended>, Failed> {
+        let progress = self.progress();
+        if progress.unknown == 0 && self.attempt <= 1 {
+            return Ok(None);
+        }
+        let calls = self.calls(true);
+        let (found, id) = match progress.unknown_machine {
+            Some(id) => (Match::none(), id),
+            None => {
+                let found = self.find(&calls, case.host).await?;
+                let Ok(machine) = &found.for_action else { return Ok(None) };
+                let id = machine.id.clone();
+                (found, id)
+            }
+        };
+        let actions = calls.defender.isolation_actions(&id).await?;
+        if !actions.iter().any(|action| self.whose(action) == Whose::ThisEvent) {
+            return Ok(match self.after_unknown() {
+                Some(Turn::Later(outcome, after, progress)) => Some(Ended::Later(outcome, after, progress)),
+                _ => None,
+            });
+        }
+        // Others may have gone on from there.
+        let Some(action) = act::newest(&actions, &id) else { return Ok(None) };
+        let want = if action.is_isolate() { Want::Isolate } else { Want::Release };
+        let turn = match act::follow(&action, &id) {
+            Some(Done::Open) => self.adopted(want, action, &found, &id),
+            Some(Done::Ended(Outcome::Isolated | Outcome::Released)) => self.settled(want, Some(action), &found, &id),
+            // The machine is as it was before.
+            Some(Done::Ended(Outcome::NotIsolated | Outcome::StillIsolated)) | None => return Ok(None),
+        };
+        match turn {
+            Turn::Write(acted) => self.settle(&calls, case, *acted).await.map(Some),
+            Turn::Later(..) | Turn::Withdrawn | Turn::Nothing => Ok(None),
+        }
+    }
+
     /// All is as the tags say. What was asked for beside it is not forgotten, and an end that is ahead is waited for.
     async fn nothing(&self, calls: &Calls, case: &Case<'_>) -> Result<Ended, Failed> {
         if case.decision.enrich {
@@ -276,7 +315,7 @@ impl Look<'_> {
                 Err(error) => match answer_of(&error) {
                     Answer::Unknown => {
                         self.hosts.desk.posted(grant);
-                        return Ok(self.unknown(&error));
+                        return Ok(self.unknown(&error, id));
                     }
                     answer => {
                         self.hosts.desk.not_posted(grant);
@@ -352,7 +391,7 @@ impl Look<'_> {
                 Ok(action) if cancel.is_some() => taken_back = Some(action),
                 Ok(action) => return Ok(self.accepted(Want::Release, action, &found, &id)),
                 Err(error) => match answer_of(&error) {
-                    Answer::Unknown => return Ok(self.unknown(&error)),
+                    Answer::Unknown => return Ok(self.unknown(&error, &id)),
                     // An action that ended meanwhile cannot be taken back.
                     Answer::Refused | Answer::NoMachine if cancel.is_some() => {
                         return Ok(self.waiting("another_action", delays::UNKNOWN));
@@ -627,13 +666,14 @@ impl Look<'_> {
     }
 
     /// After a POST that may have been taken: looks for it twice before it is posted again (`defender.md` 7.3, step 5).
-    fn unknown(&self, error: &DefenderError) -> Turn {
+    fn unknown(&self, error: &DefenderError, machine_id: &str) -> Turn {
         tracing::warn!(
             host.id = self.event.host_id,
             error = %error,
             "nobody knows whether a request was taken; it is looked for before it is posted again"
         );
-        Turn::Later("unknown", delays::UNKNOWN, Progress { unknown: 1, ..self.progress() })
+        let unknown_machine = Some(machine_id.to_owned());
+        Turn::Later("unknown", delays::UNKNOWN, Progress { unknown: 1, unknown_machine, ..self.progress() })
     }
 
     /// Nothing was found of a POST of unknown outcome: another look, or now it may be posted again.

@@ -166,6 +166,7 @@ struct Look<'a> {
     hosts: &'a Inner,
     event: &'a Host,
     message: &'a Message,
+    attempt: u32,
     now: Timestamp,
     deadline: Instant,
 }
@@ -195,7 +196,8 @@ pub(super) async fn step(message: &Message, attempt: u32, hosts: &Hosts) -> Work
     if event.progress.as_ref().is_some_and(|progress| progress.held) && hosts.desk.brake().paused {
         return Worked::passed("held", Settlement::Later { after: HELD_AGAIN, body: None });
     }
-    let look = Look { hosts, event: &event, message, now: Timestamp::now(), deadline: Instant::now() + LOOK_LIMIT };
+    let (now, deadline) = (Timestamp::now(), Instant::now() + LOOK_LIMIT);
+    let look = Look { hosts, event: &event, message, attempt, now, deadline };
     let ended = match AssertUnwindSafe(look.run()).catch_unwind().await {
         Ok(ended) => ended,
         Err(_) => {
@@ -321,6 +323,12 @@ impl Look<'_> {
         }
         let Some(tags) = calls.cognito.tags(host.id).await? else { return Ok(Ended::Done("gone")) };
         let case = self.case(&host, tags, context_read);
+        if urgent
+            && case.decision.act == Act::Leave
+            && let Some(ended) = self.seek(&case).await?
+        {
+            return Ok(ended);
+        }
         match (case.decision.act, case.decision.enrich) {
             (Act::Leave, true) if urgent => Ok(Ended::Normal),
             (Act::Leave, true) => self.enrich(&calls, &host, notes).await,

@@ -60,6 +60,39 @@ async fn an_answer_that_is_lost_is_looked_for_and_not_asked_again() {
     hosts.stop().await;
 }
 
+/// Whether the request was withdrawn or not: what it did to the machine is said by the tags.
+#[tokio::test]
+async fn an_answer_that_is_lost_is_looked_for_although_nobody_asks_any_more() {
+    let hosts = Hosts::start().await;
+    hosts.tag(FINANCE_HOST, "block").await;
+    hosts.settled(FINANCE_HOST, "mde:isolation=isolated").await;
+    hosts.tag(FINANCE_HOST, "unblock").await;
+    hosts.settled(FINANCE_HOST, "mde:isolation=released").await;
+    hosts.bridge.control().fail_next(Matcher::from("machines/{id}/isolate"), Fault::applied(Fault::Reset), 1);
+    hosts.tag(FINANCE_HOST, "block").await;
+    hosts.jobs_ended("unknown", 1).await;
+    hosts.brain.remove_tag(FINANCE_HOST, "block", ANALYST).unwrap();
+    hosts.settled(FINANCE_HOST, "mde:isolation=isolated").await;
+    assert!(hosts.is_isolated(FINANCE_WORKSTATION));
+    assert_eq!(hosts.isolate_posts(), 2);
+    hosts.stop().await;
+}
+
+#[tokio::test]
+async fn a_lost_request_that_was_never_taken_is_forgotten_with_its_tag() {
+    let hosts = Hosts::start().await;
+    hosts.bridge.control().fail_next(Matcher::from("machines/{id}/isolate"), Fault::Reset, 1);
+    hosts.tag(FINANCE_HOST, "block").await;
+    hosts.jobs_ended("unknown", 1).await;
+    hosts.brain.remove_tag(FINANCE_HOST, "block", ANALYST).unwrap();
+    // Looked for once more, then there is nothing to do.
+    hosts.jobs_ended("nothing", 1).await;
+    hosts.jobs_ended("unknown", 2).await;
+    assert!(!hosts.is_isolated(FINANCE_WORKSTATION));
+    assert_eq!(hosts.isolate_posts(), 0);
+    hosts.stop().await;
+}
+
 #[tokio::test]
 async fn an_open_action_of_somebody_else_is_adopted() {
     let hosts = Hosts::start().await;
