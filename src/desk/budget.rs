@@ -7,6 +7,9 @@
 //!
 //! Without a word from the desk, containment goes on a second after it came, or after the moment for which it was told
 //! to wait; uncounted, for its calls are few, and a part of each limit is kept for them. The others wait until their end.
+//!
+//! A desk of a version that keeps no quota yet says so: while it is there, in the middle of an upgrade, each worker counts
+//! for itself, as the workers of that version do not count at all.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -59,7 +62,7 @@ impl std::fmt::Debug for Budget {
 /// Who counts.
 enum Source {
     /// This process, which is the only one of its deployment.
-    Alone(Box<Mutex<Counter>>),
+    Alone,
     /// The desk of the deployment.
     Desk(Desk),
 }
@@ -68,6 +71,12 @@ enum Source {
 struct Counter {
     book: Book,
     clock: Clock,
+}
+
+impl Counter {
+    fn new(settings: &Settings) -> Counter {
+        Counter { book: Book::new(Uuid::now_v7(), settings.clone()), clock: Clock::new() }
+    }
 }
 
 /// The time since 1970 by a clock that only goes forward.
@@ -90,6 +99,8 @@ impl Clock {
 
 struct Inner {
     source: Source,
+    /// What this process counts itself.
+    counter: Mutex<Counter>,
     settings: Settings,
     /// This process among those that take turns.
     asker: Uuid,
@@ -298,9 +309,7 @@ impl Budget {
     /// For the only process of its deployment: counted in memory, so a restart forgets what was used before.
     #[must_use]
     pub fn alone(settings: Settings, metrics: Metrics) -> Budget {
-        let book = Book::new(Uuid::now_v7(), settings.clone());
-        let counter = Counter { book, clock: Clock::new() };
-        Budget::start(Source::Alone(Box::new(Mutex::new(counter))), settings, metrics)
+        Budget::start(Source::Alone, settings, metrics)
     }
 
     /// For one process of several, which all ask the desk.
@@ -313,6 +322,7 @@ impl Budget {
     fn start(source: Source, settings: Settings, metrics: Metrics) -> Budget {
         let inner = Arc::new(Inner {
             source,
+            counter: Mutex::new(Counter::new(&settings)),
             settings,
             asker: Uuid::now_v7(),
             lines: Mutex::default(),
@@ -387,8 +397,8 @@ impl Budget {
         tracing::warn!(quota.family = key.row().name(), retry_after_ms = millis(rest), "Defender throttles");
         self.inner.lock().entry(key.clone()).or_insert_with(|| Line::new(now)).hold(now + rest, now);
         match &self.inner.source {
-            Source::Alone(counter) => {
-                let mut counter = locked(counter);
+            Source::Alone => {
+                let mut counter = locked(&self.inner.counter);
                 let at = counter.clock.now();
                 counter.book.throttled(&key, retry_after, at);
             }
@@ -505,14 +515,7 @@ impl Inner {
     async fn ask(&self, class: Class, asks: &[QuotaAsk], since: Instant) -> Result<Vec<Word>, BrokerError> {
         let shared = match &self.source {
             Source::Desk(desk) => desk.shared(),
-            Source::Alone(counter) => {
-                let mut counter = locked(counter);
-                let now = counter.clock.now();
-                let book = &mut counter.book;
-                let words = asks.iter().map(|ask| book.ask(self.asker, &ask.key, ask.class, ask.count, now)).collect();
-                show(book, &self.metrics, now);
-                return Ok(words);
-            }
+            Source::Alone => return Ok(self.count(asks)),
         };
         let containment = class == Class::Containment;
         if containment && shared.is_silent() {
@@ -524,7 +527,9 @@ impl Inner {
             Class::Containment => CONTAINMENT_LIMIT.saturating_sub(since.elapsed()),
             Class::Lookup => LOOKUP_LIMIT,
         };
-        match shared.line.ask(&request, limit).await {
+        match shared.line.hear(&request, limit).await {
+            // It does not know the question: a desk that does says otherwise that it cannot answer.
+            Ok(Reply::Unavailable) => Ok(self.count(asks)),
             Ok(Reply::Quota { words }) if words.len() == asks.len() => Ok(words),
             Ok(other) => Err(BrokerError::Unavailable(format!("the desk answered another question: {other:?}"))),
             Err(error) => {
@@ -534,6 +539,18 @@ impl Inner {
                 Err(error)
             }
         }
+    }
+}
+
+impl Inner {
+    /// What this process allows by its own book.
+    fn count(&self, asks: &[QuotaAsk]) -> Vec<Word> {
+        let mut counter = locked(&self.counter);
+        let now = counter.clock.now();
+        let book = &mut counter.book;
+        let words = asks.iter().map(|ask| book.ask(self.asker, &ask.key, ask.class, ask.count, now)).collect();
+        show(book, &self.metrics, now);
+        words
     }
 }
 

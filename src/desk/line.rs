@@ -53,13 +53,18 @@ impl Line {
     /// There was no word, or none that this build understands; [`BrokerError::Unavailable`] when the desk says that it
     /// cannot answer now.
     pub(super) async fn ask(&self, request: &Request, limit: Duration) -> Result<Reply, BrokerError> {
+        match self.hear(request, limit).await? {
+            Reply::Unavailable => Err(BrokerError::Unavailable("the desk cannot answer now".to_owned())),
+            reply => Ok(reply),
+        }
+    }
+
+    /// As [`Line::ask`], but [`Reply::Unavailable`] is an answer.
+    pub(super) async fn hear(&self, request: &Request, limit: Duration) -> Result<Reply, BrokerError> {
         let asked = self.0.ask(job::encode(request), Timestamp::now() + limit);
         let reply = timeout(limit, asked).await.unwrap_or(Err(BrokerError::Timeout))?;
-        match job::decode(&reply) {
-            Ok(Reply::Unavailable) => Err(BrokerError::Unavailable("the desk cannot answer now".to_owned())),
-            Ok(reply) => Ok(reply),
-            Err(error) => Err(BrokerError::Unavailable(format!("the desk's answer cannot be read: {error}"))),
-        }
+        let unreadable = |error| BrokerError::Unavailable(format!("the desk's answer cannot be read: {error}"));
+        job::decode(&reply).map_err(unreadable)
     }
 
     /// The retained value as it is now; not what was last seen of it.

@@ -133,6 +133,8 @@ pub(super) enum Reply {
     FirstSweep { paused: bool },
     /// To [`Request::Drain`].
     Drained,
+    /// To [`Request::Quota`]: the books cannot be read or written now.
+    NotCounted,
     /// The desk cannot do that now, or does not know the question.
     Unavailable,
 }

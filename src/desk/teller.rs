@@ -73,7 +73,7 @@ impl<B: Broker> Teller<B> {
                 continue;
             }
             let reply = match request {
-                _ if ready.is_err() => Reply::Unavailable,
+                _ if ready.is_err() => Reply::NotCounted,
                 Request::Quota { asker, asks } if asks.len() <= ASKS_LIMIT => {
                     let words: Vec<_> = asks
                         .iter()
@@ -87,7 +87,7 @@ impl<B: Broker> Teller<B> {
                     self.book.throttled(&key.bounded(), retry_after_ms.map(Duration::from_millis), now);
                     Reply::Noted
                 }
-                _ => Reply::Unavailable,
+                _ => Reply::NotCounted,
             };
             decided.push((delivery, reply));
         }
@@ -95,7 +95,7 @@ impl<B: Broker> Teller<B> {
         if used && let Err(error) = self.broker.retain(job::QUOTA, job::encode(&self.book.retained())).await {
             tracing::warn!(error = %error, "the desk cannot note what is used of the quota, and grants nothing of it");
             // It stays counted here: it may be written after all.
-            decided.iter_mut().for_each(|(_, reply)| *reply = Reply::Unavailable);
+            decided.iter_mut().for_each(|(_, reply)| *reply = Reply::NotCounted);
         }
         for (delivery, reply) in decided {
             answer(&self.answers, delivery, &reply);

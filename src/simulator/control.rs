@@ -106,7 +106,7 @@ impl Control {
     /// Returns when there have been at least `count` calls of `route`; they may still be in work.
     ///
     /// # Panics
-    /// They do not come within [`REACHED_PATIENCE`]: a count that is never reached fails a test in place of hanging it.
+    /// They do not come within a minute: a count that is never reached fails a test in place of hanging it.
     pub async fn reached(&self, route: &str, count: u64) {
         let mut ticks = self.0.recorder.watch();
         let all = ticks.wait_for(|_| self.calls(route) >= count);

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use defender_bridge::broker::Broker as _;
+use defender_bridge::broker::{Broker as _, Lane, Settlement};
 use defender_bridge::cli::roles;
 use defender_bridge::defender::{self, Credentials, Defender, Kind, Limits as Calls, Purpose, Session};
 use defender_bridge::desk::{Budget, Desk, Reservation, Settings};
-use defender_bridge::job::TOPOLOGY;
+use defender_bridge::job::{DESK, TOPOLOGY};
 use defender_bridge::outbound::Outbound;
 use defender_bridge::quota::{self, Key, Limits, Row};
 use defender_bridge::retry::Policy;
@@ -33,6 +33,9 @@ const HUNTING: u32 = 10;
 
 /// How long the load lasts: some of the service's hours.
 const LOAD: Duration = Duration::from_secs(20);
+
+/// So long that no slow machine lets it pass.
+const HOUR: Duration = Duration::from_secs(3_600);
 
 fn service() -> simulator::Settings {
     let quota = Quota {
@@ -270,6 +273,28 @@ async fn a_deployment_without_a_desk_contains_and_refuses_lookups_at_their_end()
     assert!(contained > Instant::now());
     let lookup = permits.permit("t", "c", defender::Family::Alerts, Purpose::Lookup { request: 1 }, until);
     assert!(tokio::time::timeout(Duration::from_secs(2), lookup).await.is_err(), "it waits for a word");
+    world.close().await;
+}
+
+#[tokio::test]
+async fn a_desk_that_keeps_no_quota_yet_leaves_each_worker_to_count_for_itself() {
+    let world = crate::broker_conformance::on_sqlite::OnSqlite::open(&TOPOLOGY).await;
+    let mut questions = world.broker().receive(&DESK, Lane::Urgent, 8).await.expect("a receiver");
+    let older = tokio::spawn(async move {
+        while let Some(delivery) = questions.next().await {
+            let reply = Some(br#"{"v":1,"desk":"unavailable"}"#.as_slice().into());
+            delivery.settle(Settlement::Done { reply }).await.expect("settled");
+        }
+    });
+    let desk = open(&world.broker(), Settings { quota: ours().lasting(HOUR, HOUR), ..settings() }).await;
+    let budget = Budget::shared(&desk);
+    let key = || Key::new("t.example", "app", Row::Alerts);
+    for _ in 0..PER_MINUTE {
+        budget.permit(key(), Some(1), Instant::now() + super::PATIENCE).await.expect("there is room");
+    }
+    let wait = budget.permit(key(), Some(1), Instant::now() + super::PATIENCE).await.expect_err("its own book is full");
+    assert!(wait > super::PATIENCE, "{wait:?}");
+    older.abort();
     world.close().await;
 }
 
