@@ -233,6 +233,8 @@ async fn nothing_is_lost_while_the_bridge_cannot_be_reached_and_the_forwarder_di
     let mut receiver = hook.receive(Lane::Urgent).await;
     forwarder.say(&[tagged(1)]).await;
     assert_arrive(&hook, &mut receiver, 1..=1).await;
+    // It has heard that, too.
+    forwarder.keeps(0).await;
 
     cable.cut().await;
     let lines: Vec<String> = (2..=COUNT).map(tagged).collect();
