@@ -75,7 +75,7 @@ struct Host {
 #[schemars(untagged)]
 enum HostId {
     /// As Cognito has it.
-    Number(#[schemars(range(min = 1))] u64),
+    Number(#[schemars(range(min = 1, max = u64::MAX))] u64),
     /// In digits.
     Digits(#[schemars(regex(pattern = "^0{0,9}[1-9][0-9]{0,18}$"))] String),
 }

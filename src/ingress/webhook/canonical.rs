@@ -239,7 +239,7 @@ mod tests {
     #[case::space(json!(" 1"), None)]
     #[case::whole_with_a_point(json!(319.0), Some(319))]
     #[case::fraction(json!(1.5), None)]
-    #[case::too_large_with_a_point(json!(1.9e16), None)]
+    #[case::too_large_with_a_point(json!(18_446_744_073_709_551_616.0), None)]
     #[case::words(json!("not-a-number"), None)]
     #[case::empty(json!(""), None)]
     #[case::too_large(json!("18446744073709551616"), None)]

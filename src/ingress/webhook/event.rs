@@ -98,12 +98,13 @@ pub(super) fn recognise(element: &Value, self_user: Option<&str>) -> Recognition
     }
 }
 
-/// The whole numbers that a JSON number with a point (`319.0`) tells exactly: 2^53 of them.
-const WHOLE_LIMIT: f64 = 9_007_199_254_740_992.0;
+/// The first whole number that is too large for an id: 2^64.
+const TOO_LARGE: f64 = 18_446_744_073_709_551_616.0;
 
 /// A host's id: a whole number from 1, or its decimal digits as a text.
 pub(super) fn host_id(value: &Value) -> Option<u64> {
-    let whole = |number: f64| (number.fract() == 0.0 && (1.0..=WHOLE_LIMIT).contains(&number)).then_some(number as u64);
+    // `319.0` and `1e3` are whole numbers too.
+    let whole = |number: f64| (number.fract() == 0.0 && (1.0..TOO_LARGE).contains(&number)).then_some(number as u64);
     match value {
         Value::Number(number) => number.as_u64().or_else(|| whole(number.as_f64()?)),
         Value::String(text) => decimal(text),
