@@ -223,6 +223,14 @@ impl Delivery {
             None => Ok(()),
         }
     }
+
+    /// Gives it back without waiting, for brokers whose settling sends when it is called and not when it is awaited. Also
+    /// outside the runtime.
+    pub(super) fn give_back(mut self) {
+        if let Some(settler) = self.settler.take() {
+            drop(settler.settle(Settlement::GiveBack));
+        }
+    }
 }
 
 impl Drop for Delivery {

@@ -74,11 +74,6 @@ impl Link {
             if !sent {
                 return Err(link.gone());
             }
-            // A task that was ended may be dropped by the file's own thread, and what it held be given back there: it is
-            // on its way, and nobody waits.
-            if tokio::runtime::Handle::try_current().is_err() {
-                return Err(BrokerError::Unknown("nobody waits for the queue's file here".to_owned()));
-            }
             match tokio::time::timeout(limit, outcome).await {
                 Ok(Ok(result)) => result,
                 Ok(Err(_)) => Err(link.gone()),

@@ -449,6 +449,22 @@ mod tests {
         }
     }
 
+    /// As the file's own thread does with what a receiver that has gone was to get.
+    #[tokio::test]
+    async fn what_is_given_back_outside_the_runtime_comes_again_and_is_no_attempt() {
+        let folder = tempfile::tempdir().unwrap();
+        let broker = open(&folder).await;
+        let mut receiver = broker.receive(&WORK, Lane::Normal, 1).await.unwrap();
+        broker.publish(&WORK, of_size(10), Duration::ZERO).await.unwrap();
+        let held = receiver.next().await.unwrap();
+        let id = held.message.id;
+        std::thread::spawn(move || held.give_back()).join().expect("no panic");
+        let again = receiver.next().await.unwrap();
+        assert_eq!((again.message.id, again.attempt), (id, 1));
+        again.settle(Settlement::Done { reply: None }).await.unwrap();
+        receiver.close().await;
+    }
+
     #[tokio::test]
     async fn a_full_disk_is_an_error_that_passes() {
         let folder = tempfile::tempdir().unwrap();

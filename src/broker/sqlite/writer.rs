@@ -14,7 +14,6 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::FutureExt;
 use jiff::Timestamp;
 use rusqlite::Connection;
 use tokio::sync::watch;
@@ -24,7 +23,7 @@ use super::file::{self, ConsumerLock};
 use super::link::{Command, Operation};
 use super::receiving::{Entry, Hall, Held};
 use super::store::{Claimed, Store};
-use crate::broker::message::{BrokerError, Settlement};
+use crate::broker::message::BrokerError;
 
 /// Operations in one transaction at most: more would make the first one wait without making the last one faster.
 const BATCH_LIMIT: usize = 256;
@@ -411,8 +410,8 @@ impl Writer {
     fn hand_over(&mut self, claimed: Vec<(u64, Claimed)>) {
         for (receiver, claimed) in claimed {
             if let Some(delivery) = self.hall.hand_over(receiver, claimed) {
-                // The receiver has gone; it never had the message, so this is no attempt. Settling sends at once.
-                let _ = delivery.settle(Settlement::GiveBack).now_or_never();
+                // The receiver has gone; it never had the message, so this is no attempt.
+                delivery.give_back();
             }
         }
     }
