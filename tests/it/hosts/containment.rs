@@ -78,6 +78,23 @@ async fn an_answer_that_is_lost_is_looked_for_although_nobody_asks_any_more() {
     hosts.stop().await;
 }
 
+/// The same when Defender's answer came and what came after it failed.
+#[tokio::test]
+async fn what_a_try_did_that_failed_later_is_found_although_nobody_asks_any_more() {
+    let hosts = Hosts::start().await;
+    let patch = Matcher { method: Some("PATCH".to_owned()), ..Matcher::from("tagging/host/{id}") };
+    hosts.bridge.control().fail_next(patch, Fault::refuse(500), 1_000);
+    hosts.tag(FINANCE_HOST, "block").await;
+    hosts.jobs_ended("failed", 1).await;
+    assert_eq!(hosts.isolate_posts(), 1);
+    hosts.brain.remove_tag(FINANCE_HOST, "block", ANALYST).unwrap();
+    hosts.bridge.control().clear_faults();
+    hosts.settled(FINANCE_HOST, "mde:isolation=isolated").await;
+    assert!(hosts.is_isolated(FINANCE_WORKSTATION));
+    assert_eq!(hosts.isolate_posts(), 1);
+    hosts.stop().await;
+}
+
 #[tokio::test]
 async fn a_lost_request_that_was_never_taken_is_forgotten_with_its_tag() {
     let hosts = Hosts::start().await;
