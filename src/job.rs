@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::broker::{Lane, Message, Queue, Style, Topology};
+use crate::broker::{Lane, Message, Queue, Spread, Style, Topology};
 use crate::credentials::Sealed;
 use crate::relay::HttpError;
 use crate::relay::payload::ActionForm;
@@ -23,17 +23,18 @@ pub const VERSION: u32 = 2;
 /// The version of everything else.
 const FIRST: u32 = 1;
 
-/// The queue of relay calls.
-pub const RELAY: Queue = Queue { name: "relay", style: Style::Ask, single_active: false };
+/// The queue of relay calls. They come together in few workers, for there they share queries and what is kept: a worker
+/// more costs no quota.
+pub const RELAY: Queue = Queue { name: "relay", style: Style::Ask, spread: Spread::Gather };
 
 /// The queue of host events: hints that a host of Cognito should be looked at.
-pub const HOSTS: Queue = Queue { name: "hosts", style: Style::Durable, single_active: false };
+pub const HOSTS: Queue = Queue { name: "hosts", style: Style::Durable, spread: Spread::Even };
 
 /// Questions to the desk, which one worker of the deployment answers (`DESIGN.md` 5).
-pub const DESK: Queue = Queue { name: "desk", style: Style::Ask, single_active: true };
+pub const DESK: Queue = Queue { name: "desk", style: Style::Ask, spread: Spread::SingleActive };
 
 /// The queue of notifications for the operators' receiver.
-pub const NOTIFY: Queue = Queue { name: "notify", style: Style::Durable, single_active: false };
+pub const NOTIFY: Queue = Queue { name: "notify", style: Style::Durable, spread: Spread::Even };
 
 /// Retained: the emergency brake.
 pub const BRAKE: &str = "brake";

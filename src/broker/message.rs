@@ -22,8 +22,21 @@ pub struct Queue {
     pub name: &'static str,
     /// How its messages are kept.
     pub style: Style,
+    /// Which of its receivers gets a message.
+    pub spread: Spread,
+}
+
+/// Which of a queue's receivers gets a message, where several have room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spread {
+    /// Each in its turn.
+    Even,
+    /// In the normal lane the one that is connected longest, for as long as it has room in a quarter of its prefetch;
+    /// what goes beyond that in every receiver is spread evenly. For work that costs less where it meets its like. A
+    /// preference of RabbitMQ's, not a promise.
+    Gather,
     /// One receiver at a time gets all messages (promise 10).
-    pub single_active: bool,
+    SingleActive,
 }
 
 /// How the messages of a queue are kept.

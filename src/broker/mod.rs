@@ -49,7 +49,7 @@ use tokio::sync::watch;
 
 pub use message::{
     BrokerError, Cause, DeadLetter, DeadLetterFilter, Delivery, Headers, Health, Lane, Message, Queue, QueueDepth,
-    Receiver, Repeat, Settlement, Settler, Style, Topology,
+    Receiver, Repeat, Settlement, Settler, Spread, Style, Topology,
 };
 
 /// The longest a caller of [`Broker::publish`] waits before it learns that the message could not be stored.

@@ -662,9 +662,9 @@ impl Drop for InHands {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::QueueDepth;
+    use crate::broker::{QueueDepth, Spread};
 
-    static RELAY: Queue = Queue { name: "relay", style: Style::Ask, single_active: false };
+    static RELAY: Queue = Queue { name: "relay", style: Style::Ask, spread: Spread::Gather };
 
     #[test]
     fn the_text_holds_what_was_counted() {

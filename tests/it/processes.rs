@@ -124,6 +124,45 @@ async fn a_crowd_is_shared_by_all_workers() {
     }
 }
 
+/// So Defender is asked once, not once by each worker.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs RabbitMQ"]
+async fn what_comes_one_by_one_is_worked_by_one_worker() {
+    let _turn = TURN.lock().await;
+    let simulator = spawned::simulator().await;
+    let (mut ingress, workers) = deployment(&rabbitmq_url(), &simulator).await;
+    let mut workers = Vec::from(workers);
+    let jobs = 3 * QUESTIONS.len() as u64;
+    let expected = full_answers(&ingress).await;
+    let calls = simulator.control().calls("hunting");
+    for _ in 1..3 {
+        assert_eq!(full_answers(&ingress).await, expected);
+    }
+    assert_eq!(
+        simulator.control().calls("hunting"),
+        calls,
+        "what the first answers brought is kept where it is asked for"
+    );
+    let first = shares(&workers).await;
+    let busy = first.iter().position(|share| *share == jobs).unwrap_or_else(|| panic!("all in one: {first:?}"));
+    assert_eq!(first.iter().sum::<u64>(), jobs, "{first:?}");
+
+    // The next one takes its place.
+    let mut gone = workers.remove(busy);
+    gone.signal("-KILL");
+    gone.ends_within(PATIENCE).await;
+    for _ in 0..3 {
+        assert_eq!(full_answers(&ingress).await, expected);
+    }
+    let mut then = shares(&workers).await;
+    then.sort_unstable();
+    assert_eq!(then, [0, jobs]);
+    ingress.stop().await;
+    for worker in &mut workers {
+        worker.stop().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs RabbitMQ"]
 async fn a_killed_worker_costs_no_caller_its_answer() {

@@ -15,7 +15,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use defender_bridge::broker::rabbitmq::{RabbitMq, Settings};
 use defender_bridge::broker::{
-    Broker, BrokerError, LINK_PATIENCE, Lane, Message, PUBLISH_LIMIT, Queue, Repeat, Settlement, Style, Topology,
+    Broker, BrokerError, LINK_PATIENCE, Lane, Message, PUBLISH_LIMIT, Queue, Repeat, Settlement, Spread, Style,
+    Topology,
 };
 use jiff::Timestamp;
 use tempfile::TempDir;
@@ -26,8 +27,8 @@ use uuid::Uuid;
 
 use super::breakable::{TURN, Witness};
 
-static ASKS: Queue = Queue { name: "asks", style: Style::Ask, single_active: false };
-static WORK: Queue = Queue { name: "work", style: Style::Durable, single_active: false };
+static ASKS: Queue = Queue { name: "asks", style: Style::Ask, spread: Spread::Even };
+static WORK: Queue = Queue { name: "work", style: Style::Durable, spread: Spread::Even };
 static TOPOLOGY: Topology =
     Topology { queues: &[ASKS, WORK], retained: &["brake"], ask_limit: 1_000, durable_limit: 50_000 };
 static NARROW: Topology = Topology { queues: &[WORK], retained: &[], ask_limit: 4, durable_limit: 4 };

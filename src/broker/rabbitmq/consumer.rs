@@ -1,4 +1,4 @@
-//! Receiving: one consumer on one lane of a queue, taken up again on every new link, and what happens to a message
+//! Receiving: a consumer (or two) on one lane of a queue, taken up again on every new link, and what happens to a message
 //! between the broker and its holder.
 //!
 //! Most messages pass straight through. The others are prepared in tasks of their own, so that they hold nobody up: one
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
-use lapin::types::{FieldTable, ShortString};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, Consumer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, timeout};
@@ -26,7 +26,7 @@ use super::settle::{Held, Window};
 use super::topology;
 use crate::broker::message::{Delivery, Settler};
 use crate::broker::{
-    BrokerError, Cause, LINK_PATIENCE, Lane, PUBLISH_LIMIT, Queue, Receiver, Repeat, Settlement, Style,
+    BrokerError, Cause, LINK_PATIENCE, Lane, PUBLISH_LIMIT, Queue, Receiver, Repeat, Settlement, Spread, Style,
 };
 
 /// Pause after a consumer ended on a link that is up, e.g. because an operator deleted its queue.
@@ -38,6 +38,11 @@ const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// A closing receiver whose prefetch is not used up takes the flow for stopped after this long without a message. If
 /// one is on its way all the same, it costs that message an attempt, no more.
 const QUIET: Duration = Duration::from_millis(100);
+/// The part of its prefetch up to which a receiver is preferred for having been there longest ([`Spread::Gather`]): enough
+/// to bring together what comes while little is asked, and little enough for many at once to be shared by all.
+const GATHERED: u16 = 4;
+/// From this, which lies in the year 2109, to when a program connected, in ms: the priority of its consumers.
+const GATHER_UNTIL_MS: i64 = 1 << 42;
 /// A message that is due within this time waits here instead of on a rung that would hold it for a second.
 const NEARLY_DUE_MS: i64 = 50;
 
@@ -55,29 +60,51 @@ pub(super) async fn receive(
     let prefetch = prefetch.max(1);
     let session = inner.consuming.wait(Instant::now() + LINK_PATIENCE).await?;
     let (deliveries, out) = mpsc::channel(prefetch.into());
-    let subscription = Arc::new(Subscription {
-        inner: inner.clone(),
-        queue,
-        lane,
-        prefetch,
-        deliveries,
-        hands: Arc::new(Semaphore::new(prefetch.into())),
-        stop: inner.closed.child_token(),
-        preparing: TaskTracker::new(),
-    });
-    let first = subscription.subscribe(session).await?;
-    let stop = subscription.stop.clone();
-    let task = inner.receivers.spawn(subscription.run(first));
+    let stop = inner.closed.child_token();
+    let mut firsts = Vec::with_capacity(2);
+    for (prefetch, priority) in shares(queue, lane, prefetch, inner.since_ms) {
+        let subscription = Arc::new(Subscription {
+            inner: inner.clone(),
+            queue,
+            lane,
+            prefetch,
+            priority,
+            deliveries: deliveries.clone(),
+            hands: Arc::new(Semaphore::new(prefetch.into())),
+            stop: stop.clone(),
+            preparing: TaskTracker::new(),
+        });
+        firsts.push((subscription.subscribe(session.clone()).await?, subscription));
+    }
+    let tasks = TaskTracker::new();
+    for (first, subscription) in firsts {
+        inner.receivers.spawn(tasks.track_future(subscription.run(first)));
+    }
+    tasks.close();
     Ok(Receiver::new(
         out,
         Box::new(move || {
             Box::pin(async move {
                 stop.cancel();
-                // The task bounds each of its own steps.
-                let _ = task.await;
+                // Each task bounds each of its own steps.
+                tasks.wait().await;
             })
         }),
     ))
+}
+
+/// How many consumers a receiver has, where its prefetch can be shared out.
+pub(super) fn consumers(queue: &Queue, lane: Lane) -> u64 {
+    if queue.spread == Spread::Gather && lane == Lane::Normal { 2 } else { 1 }
+}
+
+/// The prefetch and the priority of each consumer of a receiver. RabbitMQ takes no account of a consumer that has no room.
+fn shares(queue: &Queue, lane: Lane, prefetch: u16, since_ms: i64) -> Vec<(u16, i64)> {
+    if consumers(queue, lane) == 1 || prefetch == 1 {
+        return vec![(prefetch, 0)];
+    }
+    let first = (prefetch / GATHERED).max(1);
+    vec![(first, (GATHER_UNTIL_MS - since_ms).max(1)), (prefetch - first, 0)]
 }
 
 struct Subscription {
@@ -85,6 +112,8 @@ struct Subscription {
     queue: &'static Queue,
     lane: Lane,
     prefetch: u16,
+    /// Consumers with room and a higher one get a message before this one does.
+    priority: i64,
     deliveries: mpsc::Sender<Delivery>,
     /// The prefetch: a place for each message handed out and not settled. The broker's own count does not see messages
     /// that are acknowledged first, nor those of an earlier link.
@@ -108,7 +137,11 @@ impl Subscription {
         let name = self.inner.names.queue(self.queue.name, self.lane);
         let what = format!("receive from {name}");
         let options = BasicConsumeOptions::default();
-        let consume = channel.basic_consume(name, ShortString::default(), options, FieldTable::default());
+        let mut arguments = FieldTable::default();
+        if self.priority != 0 {
+            arguments.insert("x-priority".into(), AMQPValue::LongLongInt(self.priority));
+        }
+        let consume = channel.basic_consume(name, ShortString::default(), options, arguments);
         let consumer = limited(&what, consume).await?;
         Ok(Flow { session, channel, consumer, window: Arc::default() })
     }

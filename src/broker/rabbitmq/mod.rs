@@ -119,6 +119,8 @@ struct Inner {
     /// Receivers and watchers.
     receivers: TaskTracker,
     dead_letter_turns: dead::Turns,
+    /// When it connected first, in ms since 1970.
+    since_ms: i64,
     retain_turns: Mutex<()>,
     /// Where settlements of dropped deliveries run: a drop may happen anywhere.
     runtime: Handle,
@@ -187,6 +189,7 @@ impl RabbitMq {
             settlements: TaskTracker::new(),
             receivers: TaskTracker::new(),
             dead_letter_turns: dead::Turns::default(),
+            since_ms: envelope::now_ms(),
             retain_turns: Mutex::default(),
             runtime: Handle::current(),
             closed: CancellationToken::new(),
@@ -246,7 +249,8 @@ impl Inner {
         for queue in self.topology.queues {
             let (dead, _) = count(self.names.dead(queue.name)).await?;
             for lane in [Lane::Urgent, Lane::Normal] {
-                let (ready, receivers) = count(self.names.queue(queue.name, lane)).await?;
+                let (ready, consumers) = count(self.names.queue(queue.name, lane)).await?;
+                let receivers = consumers.div_ceil(consumer::consumers(queue, lane));
                 rows.push(QueueDepth { queue: queue.name, lane, ready, receivers, dead });
             }
         }

@@ -98,10 +98,10 @@ impl Names {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::{Queue, Style};
+    use crate::broker::{Queue, Spread, Style};
 
     static TOPOLOGY: Topology = Topology {
-        queues: &[Queue { name: "host", style: Style::Durable, single_active: false }],
+        queues: &[Queue { name: "host", style: Style::Durable, spread: Spread::Even }],
         retained: &["brake"],
         ask_limit: 10,
         durable_limit: 10,

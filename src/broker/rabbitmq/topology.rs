@@ -21,7 +21,7 @@ use lapin::{Channel, Connection, ExchangeKind};
 use super::ladder::RUNGS;
 use super::link::limited;
 use super::names::Names;
-use crate::broker::{BrokerError, Lane, Queue, Style, Topology};
+use crate::broker::{BrokerError, Lane, Queue, Spread, Style, Topology};
 
 /// How many messages wait at most on one rung. A bound on disk, far above any expected number of delayed jobs.
 const RUNG_LIMIT: i64 = 1_000_000;
@@ -101,7 +101,7 @@ fn work_arguments(names: &Names, topology: &Topology, queue: &Queue) -> FieldTab
         ]),
     };
     arguments.insert("x-overflow".into(), text("reject-publish"));
-    if queue.single_active {
+    if queue.spread == Spread::SingleActive {
         arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
     }
     arguments

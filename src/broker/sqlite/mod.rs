@@ -421,9 +421,9 @@ impl Broker for Sqlite {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::message::Settlement;
+    use crate::broker::message::{Settlement, Spread};
 
-    const WORK: Queue = Queue { name: "work", style: Style::Durable, single_active: false };
+    const WORK: Queue = Queue { name: "work", style: Style::Durable, spread: Spread::Even };
     static TOPOLOGY: Topology = Topology { queues: &[WORK], retained: &[], ask_limit: 100, durable_limit: 10_000 };
 
     async fn open(folder: &tempfile::TempDir) -> Sqlite {

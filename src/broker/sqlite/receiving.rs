@@ -13,7 +13,7 @@ use super::link::Link;
 use super::store::{Again, Claimed, Hold, later};
 use super::writer::{Effect, Shared, Work};
 use crate::broker::BODY_LIMIT_BYTES;
-use crate::broker::message::{BrokerError, Delivery, Lane, Queue, Repeat, Settlement, Settler};
+use crate::broker::message::{BrokerError, Delivery, Lane, Queue, Repeat, Settlement, Settler, Spread};
 
 /// A message in the hands of a receiver of this process.
 #[derive(Debug, Clone, Copy)]
@@ -106,7 +106,7 @@ impl Hall {
         let entry = &seat.entry;
         let same_lane = |other: &&Seat| other.entry.queue.name == entry.queue.name && other.entry.lane == entry.lane;
         !entry.deliveries.is_closed()
-            && (!entry.queue.single_active
+            && (entry.queue.spread != Spread::SingleActive
                 || self
                     .seats
                     .iter()

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use defender_bridge::broker::{
-    Broker, BrokerError, Cause, Delivery, Lane, Message, Queue, Receiver, Settlement, Style, Topology,
+    Broker, BrokerError, Cause, Delivery, Lane, Message, Queue, Receiver, Settlement, Spread, Style, Topology,
 };
 use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
@@ -32,17 +32,17 @@ pub(crate) mod on_rabbitmq;
 pub(crate) mod on_sqlite;
 
 /// Requests whose caller waits.
-pub(crate) static ASKS: Queue = Queue { name: "asks", style: Style::Ask, single_active: false };
+pub(crate) static ASKS: Queue = Queue { name: "asks", style: Style::Ask, spread: Spread::Gather };
 /// Durable work.
-pub(crate) static WORK: Queue = Queue { name: "work", style: Style::Durable, single_active: false };
-/// A second durable queue, to see that queues do not mix.
-pub(crate) static OTHER: Queue = Queue { name: "other-work", style: Style::Durable, single_active: false };
+pub(crate) static WORK: Queue = Queue { name: "work", style: Style::Durable, spread: Spread::Even };
+/// A second durable queue, to see that queues do not mix; its messages come together where they can.
+pub(crate) static OTHER: Queue = Queue { name: "other-work", style: Style::Durable, spread: Spread::Gather };
 /// One receiver at a time.
-pub(crate) static SINGLE: Queue = Queue { name: "single", style: Style::Durable, single_active: true };
+pub(crate) static SINGLE: Queue = Queue { name: "single", style: Style::Durable, spread: Spread::SingleActive };
 /// Part of no topology.
-pub(crate) static NOWHERE: Queue = Queue { name: "nowhere", style: Style::Durable, single_active: false };
+pub(crate) static NOWHERE: Queue = Queue { name: "nowhere", style: Style::Durable, spread: Spread::Even };
 /// Part of no topology, and asked.
-pub(crate) static NOWHERE_ASKS: Queue = Queue { name: "nowhere-asks", style: Style::Ask, single_active: false };
+pub(crate) static NOWHERE_ASKS: Queue = Queue { name: "nowhere-asks", style: Style::Ask, spread: Spread::Even };
 
 const QUEUES: &[Queue] = &[ASKS, WORK, OTHER, SINGLE];
 

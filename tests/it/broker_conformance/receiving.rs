@@ -8,35 +8,37 @@ use defender_bridge::broker::{Broker, BrokerError, Health, Lane, Settlement};
 use uuid::Uuid;
 
 use super::{
-    ASKS, NOWHERE, PATIENCE, TEST_TOPOLOGY, WORK, World, ask, dead, deadline, done, eventually, next, nothing, publish,
-    publish_many, receive, reply, settle, text, urgent, work, work_until,
+    ASKS, NOWHERE, OTHER, PATIENCE, TEST_TOPOLOGY, WORK, World, ask, dead, deadline, done, eventually, next, nothing,
+    publish, publish_many, receive, reply, settle, text, urgent, work, work_until,
 };
 
 pub(crate) async fn promise_07_prefetch_bounds_what_is_handed_out<W: World>() {
     let world = W::open(&TEST_TOPOLOGY).await;
-    publish_many(&world.broker(), &WORK, 20, |n| text(&n.to_string())).await;
-    let mut receiver = receive(&world.broker(), &WORK, 5).await;
-    let mut hands = Vec::new();
-    for _ in 0..5 {
-        hands.push(next(&mut receiver).await);
-    }
-    nothing(&mut receiver).await;
-    // Each ending makes room for one more, whatever the ending.
-    let hour = Duration::from_secs(3600);
-    let endings = [
-        Settlement::Done { reply: None },
-        Settlement::Retry { after: hour, body: None },
-        Settlement::Later { after: hour, body: None },
-        dead("refused"),
-    ];
-    for settlement in endings {
-        settle(hands.remove(0), settlement).await;
+    for queue in [&WORK, &OTHER] {
+        publish_many(&world.broker(), queue, 20, |n| text(&n.to_string())).await;
+        let mut receiver = receive(&world.broker(), queue, 5).await;
+        let mut hands = Vec::new();
+        for _ in 0..5 {
+            hands.push(next(&mut receiver).await);
+        }
+        nothing(&mut receiver).await;
+        // Each ending makes room for one more, whatever the ending.
+        let hour = Duration::from_secs(3600);
+        let endings = [
+            Settlement::Done { reply: None },
+            Settlement::Retry { after: hour, body: None },
+            Settlement::Later { after: hour, body: None },
+            dead("refused"),
+        ];
+        for settlement in endings {
+            settle(hands.remove(0), settlement).await;
+            hands.push(next(&mut receiver).await);
+            nothing(&mut receiver).await;
+        }
+        drop(hands.remove(0));
         hands.push(next(&mut receiver).await);
         nothing(&mut receiver).await;
     }
-    drop(hands.remove(0));
-    hands.push(next(&mut receiver).await);
-    nothing(&mut receiver).await;
     world.close().await;
 }
 
@@ -195,26 +197,28 @@ pub(crate) async fn promise_07_a_closed_broker_ends_its_receivers_and_refuses_ca
 pub(crate) async fn promise_07_receivers_share_the_messages<W: World>() {
     let world = W::open(&TEST_TOPOLOGY).await;
     let links = world.receiving(3).await;
-    let mut receivers = Vec::new();
-    for link in &links {
-        receivers.push(receive(link, &WORK, 2).await);
-    }
-    publish_many(&world.broker(), &WORK, 12, |n| text(&n.to_string())).await;
-    // Each takes its prefetch and no more, so all three have some.
-    let mut hands = Vec::new();
-    for receiver in &mut receivers {
-        for _ in 0..2 {
-            hands.push(next(receiver).await);
+    for queue in [&WORK, &OTHER] {
+        let mut receivers = Vec::new();
+        for link in &links {
+            receivers.push(receive(link, queue, 2).await);
         }
-        nothing(receiver).await;
-    }
-    let distinct: BTreeSet<_> = hands.iter().map(|delivery| delivery.message.id).collect();
-    assert_eq!(distinct.len(), 6);
-    for delivery in hands {
-        done(delivery).await;
-    }
-    for receiver in &mut receivers {
-        work(receiver, 2).await;
+        publish_many(&world.broker(), queue, 12, |n| text(&n.to_string())).await;
+        // Each takes its prefetch and no more, so all three have some.
+        let mut hands = Vec::new();
+        for receiver in &mut receivers {
+            for _ in 0..2 {
+                hands.push(next(receiver).await);
+            }
+            nothing(receiver).await;
+        }
+        let distinct: BTreeSet<_> = hands.iter().map(|delivery| delivery.message.id).collect();
+        assert_eq!(distinct.len(), 6);
+        for delivery in hands {
+            done(delivery).await;
+        }
+        for receiver in &mut receivers {
+            work(receiver, 2).await;
+        }
     }
     world.close().await;
 }
@@ -262,6 +266,13 @@ pub(crate) async fn promise_07_the_depths_tell_what_waits<W: World>() {
     })
     .await;
     drop(held);
+
+    let _gathering = receive(&broker, &OTHER, 4).await;
+    eventually("a receiver is one, however it receives", || async {
+        let health = broker.check().await;
+        health.queues.iter().any(|row| row.queue == OTHER.name && row.lane == Lane::Normal && row.receivers == 1)
+    })
+    .await;
     world.close().await;
 }
 
