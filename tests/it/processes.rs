@@ -130,7 +130,10 @@ async fn a_crowd_is_shared_by_all_workers() {
 async fn what_comes_one_by_one_is_worked_by_one_worker() {
     let _turn = TURN.lock().await;
     let simulator = spawned::simulator().await;
-    let (mut ingress, workers) = deployment(&rabbitmq_url(), &simulator).await;
+    let deployment = Deployment::at(&rabbitmq_url(), &simulator.url())
+        .set("BRIDGE_WORKER_CONCURRENCY", "16")
+        .set("BRIDGE_ANSWER_TTL", "10m");
+    let (mut ingress, workers) = tokio::join!(deployment.ingress(), deployment.workers::<3>());
     let mut workers = Vec::from(workers);
     let jobs = 3 * QUESTIONS.len() as u64;
     let expected = full_answers(&ingress).await;
