@@ -2,7 +2,7 @@
 //!
 //! [`Notifier`] puts a notification into the durable queue `notify`; a worker takes it from there and posts it ([`Post`]). So
 //! a receiver that is slow or dead costs containment nothing: what it did not take is tried again by the ladder of delays,
-//! and is a dead letter with its cause in the end. Requests are signed by the rules of
+//! and is a dead letter with its cause in the end. While the queue itself takes nothing, it is kept in memory. Requests are signed by the rules of
 //! [Standard Webhooks](https://www.standardwebhooks.com/). `webhook-id` is made from what happened, not from the telling:
 //! a worker that dies in between, or several that saw the same, tell it twice under one id, by which the receiver knows.
 //!
@@ -24,8 +24,9 @@ use http::{HeaderMap, HeaderValue, Method};
 use jiff::Timestamp;
 use secrecy::ExposeSecret as _;
 use serde::Serialize;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
-use tracing::Instrument as _;
+use tracing::{Instrument as _, Span};
 use uuid::Uuid;
 
 use crate::broker::{Broker, BrokerError, Message};
@@ -46,6 +47,13 @@ const ANSWER_LIMIT_BYTES: usize = 64 * 1024;
 /// The same thing that waits for an operator is told once in this time: a fault of the configuration fails every host.
 const ALERT_INTERVAL: Duration = Duration::from_secs(3600);
 
+/// Notifications that wait in memory for a queue that takes none at present. An incident has some hundreds of machines; more
+/// are logged and lost.
+const KEPT: usize = 1_000;
+
+/// The wait between tries to put one of those into the queue.
+const AGAIN: Duration = Duration::from_secs(2);
+
 /// Ids of happenings are made in this namespace (UUID version 5).
 const NAMESPACE: Uuid = Uuid::from_u128(0x8d0c_6f2e_41b7_4c58_9a3e_5b1f_27d6_e094);
 
@@ -57,6 +65,8 @@ struct Telling {
     publish: Box<dyn Publish>,
     /// When each kind of alert was last told.
     alerted: Mutex<HashMap<&'static str, Instant>>,
+    /// [`KEPT`], less those that wait.
+    places: Arc<Semaphore>,
 }
 
 impl fmt::Debug for Notifier {
@@ -67,13 +77,18 @@ impl fmt::Debug for Notifier {
 
 /// Publishes notifications, whatever the broker.
 trait Publish: Send + Sync {
+    /// The span of the first try, which the message is told to belong to.
+    fn span(&self, message: &mut Message) -> Span;
     fn publish(&self, message: Message) -> BoxFuture<'_, Result<(), BrokerError>>;
 }
 
 impl<B: Broker> Publish for B {
-    fn publish(&self, mut message: Message) -> BoxFuture<'_, Result<(), BrokerError>> {
-        let span = propagation::send_span(B::SYSTEM, &job::NOTIFY, &mut message, Notification::KIND);
-        Broker::publish(self, &job::NOTIFY, message, Duration::ZERO).instrument(span).boxed()
+    fn span(&self, message: &mut Message) -> Span {
+        propagation::send_span(B::SYSTEM, &job::NOTIFY, message, Notification::KIND)
+    }
+
+    fn publish(&self, message: Message) -> BoxFuture<'_, Result<(), BrokerError>> {
+        Broker::publish(self, &job::NOTIFY, message, Duration::ZERO).boxed()
     }
 }
 
@@ -138,11 +153,12 @@ impl Notifier {
     /// Tells through `broker`.
     #[must_use]
     pub fn new<B: Broker>(broker: B) -> Self {
-        Self(Some(Arc::new(Telling { publish: Box::new(broker), alerted: Mutex::default() })))
+        let places = Arc::new(Semaphore::new(KEPT));
+        Self(Some(Arc::new(Telling { publish: Box::new(broker), alerted: Mutex::default(), places })))
     }
 
-    /// Tells what an audit line says, and that it waits for an operator if it does. What cannot be put into the queue is
-    /// logged and told no more: an act is not undone for want of a notification.
+    /// Tells what an audit line says, and that it waits for an operator if it does. It is never an error: an act is not
+    /// undone for want of a notification.
     pub async fn act(&self, entry: &Entry<'_>) {
         let act = Act {
             source: entry.source.as_str(),
@@ -197,7 +213,7 @@ impl Notifier {
         }
     }
 
-    /// Puts a notification into the queue; whether it is there.
+    /// Puts a notification into the queue, or keeps it until the queue takes it; whether it is not lost.
     async fn tell(&self, kind: &'static str, happening: &str, data: &impl Serialize) -> bool {
         let Some(telling) = &self.0 else { return true };
         let body = Body { r#type: kind, timestamp: Timestamp::now(), data };
@@ -205,12 +221,44 @@ impl Notifier {
             webhook_id: Uuid::new_v5(&NAMESPACE, happening.as_bytes()),
             body: serde_json::to_string(&body).expect("words and numbers serialise"),
         };
-        let told = telling.publish.publish(Message::new(notification.encode())).await;
-        if let Err(error) = &told {
-            tracing::warn!(error = %error, notification.r#type = kind, "a notification could not be put into the queue");
-        }
-        told.is_ok()
+        let mut message = Message::new(notification.encode());
+        let span = telling.publish.span(&mut message);
+        let Err(error) = telling.publish.publish(message.clone()).instrument(span.clone()).await else { return true };
+        propagation::fail(&span, error.name());
+        let place = match &error {
+            BrokerError::Closed | BrokerError::TooLarge { .. } => None,
+            _ => telling.places.clone().try_acquire_owned().ok(),
+        };
+        let Some(place) = place else {
+            lost(kind, &error);
+            return false;
+        };
+        tracing::warn!(error = %error, notification.r#type = kind, "a notification waits until the queue takes it");
+        let telling = telling.clone();
+        tokio::spawn(async move {
+            telling.insist(kind, message).await;
+            drop(place);
+        });
+        true
     }
+}
+
+impl Telling {
+    /// Tries until the queue has taken it. If the first try was taken after all, both have one id.
+    async fn insist(&self, kind: &'static str, message: Message) {
+        loop {
+            tokio::time::sleep(AGAIN).await;
+            match self.publish.publish(message.clone()).await {
+                Ok(()) => return,
+                Err(error @ BrokerError::Closed) => return lost(kind, &error),
+                Err(error) => tracing::debug!(error = %error, notification.r#type = kind, "the queue takes none yet"),
+            }
+        }
+    }
+}
+
+fn lost(kind: &'static str, error: &BrokerError) {
+    tracing::warn!(error = %error, notification.r#type = kind, "a notification is lost: it could not be put into the queue");
 }
 
 /// The type of an act's notification.

@@ -8,16 +8,19 @@ use defender_bridge::broker::rabbitmq::{self, RabbitMq};
 use defender_bridge::broker::sqlite::{self, Sqlite};
 use defender_bridge::broker::{Broker, Lane, Message, Settlement};
 use defender_bridge::job::{NOTIFY, Notification, TOPOLOGY};
+use defender_bridge::notify::Notifier;
 use defender_bridge::simulator::cognito::{BRAIN_TOKEN, BRAIN_USER, Brain};
 use defender_bridge::simulator::scenario::{
     C2_ADDRESS, DEMO_CLIENT_ID, DEMO_CLIENT_SECRET, DEMO_TENANT_ID, FINANCE_WORKSTATION, HR_WORKSTATION,
     UNKNOWN_MACHINE,
 };
 use defender_bridge::simulator::{Fault, Matcher, Simulator};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::breakable::Cable;
 use super::bridge::{SECRET_KEY, client, demo_token, rabbitmq_url};
 use super::spawned::{self, PATIENCE, Role, Spawned, closed_port};
 
@@ -332,6 +335,38 @@ async fn a_silent_receiver_holds_up_no_isolation() {
     });
     holds_up_nobody(format!("http://{address}/")).await;
     held.abort();
+}
+
+/// The queue is away for longer than the try to put a notification into it.
+#[tokio::test]
+#[ignore = "needs RabbitMQ"]
+async fn what_happens_while_the_queue_is_away_is_told_when_it_is_back() {
+    let namespace = format!("test-{}", uuid::Uuid::now_v7().simple());
+    let mut cable = Cable::lay(&rabbitmq_url()).await;
+    let settings = |url: &str| rabbitmq::Settings {
+        urls: vec![url.to_owned()],
+        namespace: namespace.clone(),
+        connection_name: "test".to_owned(),
+        topology: &TOPOLOGY,
+    };
+    let cut_off = RabbitMq::connect(settings(cable.url())).await.expect("the broker");
+    let broker = RabbitMq::connect(settings(&rabbitmq_url())).await.expect("the broker");
+    let mut receiver = broker.receive(&NOTIFY, Lane::Normal, 10).await.expect("a receiver");
+    let notifier = Notifier::new(cut_off.clone());
+
+    cable.cut().await;
+    notifier.brake(true, Some(Timestamp::now()), Some("analyst.one"), Some("drill")).await;
+    cable.mend().await;
+
+    let delivery = timeout(PATIENCE, receiver.next()).await.expect("in time").expect("a delivery");
+    let notification = Notification::decode(&delivery.message.body).expect("a notification");
+    let body: Value = serde_json::from_str(&notification.body).expect("JSON");
+    assert_eq!((&body["type"], &body["data"]["reason"]), (&json!("isolations.paused"), &json!("drill")));
+    delivery.settle(Settlement::Done { reply: None }).await.expect("settled");
+    receiver.close().await;
+    cut_off.close().await;
+    broker.delete_namespace().await.expect("deleted");
+    broker.close().await;
 }
 
 /// Puts a notification that has failed nine times, and a body that nobody can read, into the queue.
