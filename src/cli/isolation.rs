@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::broker::Broker;
 use crate::config::{BrokerArgs, BrokerUrl, Findings, LogArgs, operator};
 use crate::desk::operate::{self, Drained, Status};
-use crate::desk::{Brake, Isolation};
+use crate::desk::{Asked, Brake, Isolation};
 use crate::job::{self, Hint, Host, HostKind};
 
 #[derive(Debug, Args)]
@@ -192,6 +192,7 @@ async fn list<B: Broker>(broker: &B, json: bool) -> anyhow::Result<()> {
     let Status { brake, ledger, current } = operate::status(broker).await.context("brake and ledger cannot be read")?;
     let now = Timestamp::now();
     let isolated = ledger.isolated();
+    let asked = ledger.asked(now);
     let (used, counted) = (ledger.within_hour(now), ledger.count_isolated(now));
     let limits = ledger.limits();
     let per_hour = brake.cap_now(now).map(|cap| cap.per_hour).or(limits.map(|limits| limits.per_hour));
@@ -204,6 +205,7 @@ async fn list<B: Broker>(broker: &B, json: bool) -> anyhow::Result<()> {
             "isolated_at_once": { "cap": limits.map(|limits| limits.at_once), "used": counted },
             "held_by_first_sweep": ledger.held_by_first_sweep(),
             "isolated": isolated,
+            "asked": asked,
         }))?;
         return Ok(());
     }
@@ -219,10 +221,18 @@ async fn list<B: Broker>(broker: &B, json: bool) -> anyhow::Result<()> {
         println!("no worker answers; this is what the last one left");
     }
     if isolated.is_empty() {
-        println!("\nno machine is isolated by the bridge");
+        println!("\nno machine is known to be isolated by the bridge");
     } else {
         println!();
-        table(&isolated);
+        table(["HOST", "NAME", "MACHINE", "SINCE", "UNTIL", "ACTION"], isolated.iter().map(row));
+    }
+    if !asked.is_empty() {
+        println!("\nasked for within the hour; what the relay ordered is released by the relay or in the portal");
+        let row = |asked: &Asked| {
+            let host = asked.host_id.map_or_else(|| "relay".to_owned(), |host_id| host_id.to_string());
+            [host, shown(&asked.machine_id), time(asked.at)]
+        };
+        table(["HOST", "MACHINE", "ASKED"], asked.iter().map(row));
     }
     Ok(())
 }
@@ -245,21 +255,22 @@ fn time(at: Timestamp) -> String {
     Timestamp::from_second(at.as_second()).unwrap_or(at).to_string()
 }
 
-fn table(isolated: &[Isolation]) {
-    let mut rows = vec![["HOST", "NAME", "MACHINE", "SINCE", "UNTIL", "ACTION"].map(str::to_owned)];
-    rows.extend(isolated.iter().map(|isolation| {
-        let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-        [
-            isolation.host_id.to_string(),
-            shown(&isolation.host_name),
-            shown(&isolation.machine_id),
-            time(isolation.since),
-            or_dash(isolation.until.map(time)),
-            or_dash(isolation.action_id.as_deref().map(shown)),
-        ]
-    }));
-    let widths: Vec<usize> =
-        (0..6).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default()).collect();
+fn row(isolation: &Isolation) -> [String; 6] {
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    [
+        isolation.host_id.to_string(),
+        shown(&isolation.host_name),
+        shown(&isolation.machine_id),
+        time(isolation.since),
+        or_dash(isolation.until.map(time)),
+        or_dash(isolation.action_id.as_deref().map(shown)),
+    ]
+}
+
+fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) {
+    let rows: Vec<_> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
+    let widths: [usize; N] =
+        std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default());
     for row in rows {
         let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         println!("{}", cells.join("  ").trim_end());
@@ -345,6 +356,7 @@ async fn release<B: Broker>(
     json: bool,
 ) -> anyhow::Result<()> {
     let ledger = operate::status(broker).await.context("the ledger cannot be read")?.ledger;
+    let all = whom.all;
     let listed: BTreeMap<u64, Isolation> =
         ledger.isolated().into_iter().map(|isolation| (isolation.host_id, isolation)).collect();
     let hosts: BTreeSet<u64> = match whom {
@@ -387,12 +399,23 @@ async fn release<B: Broker>(
         awaited.context("the releases are ordered; what became of them is not known")?
     };
     let released: BTreeSet<u64> = hosts.difference(&left).copied().collect();
+    // Nobody here knows whether they still are.
+    let mut others = if all { ledger.asked(Timestamp::now()) } else { Vec::new() };
+    others.retain(|asked| asked.host_id.is_none());
     if json {
-        print(&json!({ "ordered": hosts, "released": released, "not_released": left }))?;
+        print(&json!({ "ordered": hosts, "released": released, "not_released": left, "of_the_relay": others }))?;
     } else if hosts.is_empty() {
         println!("no machine is isolated by the bridge");
     } else if !wait.is_zero() {
         println!("released: {} of {}", released.len(), hosts.len());
+    }
+    if !json {
+        for Asked { machine_id, at, .. } in &others {
+            let (machine_id, at) = (shown(machine_id), time(*at));
+            println!(
+                "not ordered: machine {machine_id}, isolated by the relay at {at}; release it there or in the portal"
+            );
+        }
     }
     if !wait.is_zero() && !left.is_empty() {
         let left: Vec<String> = left.iter().map(u64::to_string).collect();

@@ -33,6 +33,17 @@ pub struct Isolation {
     pub until: Option<Timestamp>,
 }
 
+/// A machine whose isolation was asked for, or may have been, and of which nothing else is known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Asked {
+    /// Defender's id of the machine.
+    pub machine_id: String,
+    /// Cognito's id of the host; `None` for an order of the relay, which nobody follows.
+    pub host_id: Option<u64>,
+    /// The latest moment at which it was asked for, as far as known.
+    pub at: Timestamp,
+}
+
 /// What became of a reservation. In the order of what is known better: a holder's word counts more than the desk's guess.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -206,6 +217,27 @@ impl Ledger {
             self.machines.values().filter(|record| !record.released).map(|record| record.isolation.clone()).collect();
         isolated.sort_by(|a, b| (a.since, &a.machine_id).cmp(&(b.since, &b.machine_id)));
         isolated
+    }
+
+    /// What counts as isolated besides: asked for within the hour before `now`, in that order, the last for each machine.
+    #[must_use]
+    pub fn asked(&self, now: Timestamp) -> Vec<Asked> {
+        let isolated: BTreeSet<String> = self.isolated().into_iter().map(|isolation| isolation.machine_id).collect();
+        let maybe = self.maybe_isolated(now).into_iter().filter(|machine_id| !isolated.contains(*machine_id));
+        let last = |machine_id: &str| {
+            let of_it = self.entries.values().filter(|entry| entry.machine_id == machine_id && entry.counts(now));
+            of_it.max_by_key(|entry| entry.at)
+        };
+        let mut asked: Vec<_> = maybe
+            .filter_map(last)
+            .map(|entry| Asked {
+                machine_id: entry.machine_id.clone(),
+                host_id: (entry.host_id != 0).then_some(entry.host_id),
+                at: entry.at,
+            })
+            .collect();
+        asked.sort_by(|a, b| (a.at, &a.machine_id).cmp(&(b.at, &b.machine_id)));
+        asked
     }
 
     /// Whether a host's machine was reported as released within the hour, at `since` or later.

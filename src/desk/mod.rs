@@ -26,7 +26,7 @@ use crate::quota;
 pub use self::brake::{Brake, Cap, FIRST_SWEEP};
 pub use self::budget::Budget;
 pub use self::handle::{Desk, FirstSweep, Grant, Reservation, Stop, Sweep};
-pub use self::ledger::{Isolation, Ledger, Limits};
+pub use self::ledger::{Asked, Isolation, Ledger, Limits};
 pub use self::serve::serve;
 
 /// Where questions wait. One lane for all of them: with two, two workers would be the desk.

@@ -15,6 +15,9 @@ use crate::broker_conformance::World;
 use crate::broker_conformance::on_rabbitmq::{OnRabbitMq, test_url};
 use crate::broker_conformance::on_sqlite::{OnSqlite, path};
 
+/// In the place of a host's id, for orders of the relay.
+const RELAY: u64 = 0;
+
 on!(
     the_list_shows_ledger_brake_and_caps,
     pause_and_resume_move_the_brake_of_the_deployment,
@@ -67,7 +70,7 @@ async fn json<W: Reach>(world: &W, arguments: &[&str]) -> Value {
 pub(crate) async fn the_list_shows_ledger_brake_and_caps<W: Reach>() {
     let world = W::open(&TOPOLOGY).await;
     let empty = told(&world, &["list"]).await;
-    assert!(empty.contains("no worker answers") && empty.contains("no machine is isolated"), "{empty}");
+    assert!(empty.contains("no worker answers") && empty.contains("no machine is known to be isolated"), "{empty}");
     let settings = Settings { isolations_per_hour: 10, max_isolated: 100, ..settings() };
     let serving = serve(&world.broker(), settings.clone());
     let desk = open(&world.broker(), settings).await;
@@ -76,22 +79,40 @@ pub(crate) async fn the_list_shows_ledger_brake_and_caps<W: Reach>() {
     desk.posted(granted(&desk, "machine-a", 8).await);
     let strange = Isolation { host_name: "evil\u{1b}[2Jname".to_owned(), ..super::isolation("machine-c", 9) };
     desk.isolated(strange);
+    desk.posted(granted(&desk, "machine-r", RELAY).await);
     desk.flush(super::PATIENCE).await;
 
     let list = json(&world, &["list"]).await;
     assert_eq!(list["brake"], serde_json::json!({ "paused": false }));
-    assert_eq!(list["hour"], serde_json::json!({ "cap": 10, "used": 2, "left": 8 }));
-    assert_eq!(list["isolated_at_once"], serde_json::json!({ "cap": 100, "used": 3 }));
+    assert_eq!(list["hour"], serde_json::json!({ "cap": 10, "used": 3, "left": 7 }));
+    assert_eq!(list["isolated_at_once"], serde_json::json!({ "cap": 100, "used": 4 }));
     assert_eq!((&list["current"], &list["held_by_first_sweep"]), (&Value::Bool(true), &Value::from(0)));
     let isolated = list["isolated"].as_array().expect("a list");
     assert_eq!(isolated.len(), 2);
     assert_eq!(isolated[0]["machine_id"], "machine-b");
     assert_eq!((&isolated[0]["host_id"], &isolated[0]["host_name"]), (&Value::from(7), &Value::from("host 7")));
     assert_eq!(isolated[0]["action_id"], "action-machine-b");
+    // Counted, and nothing more is known of them.
+    let asked: Vec<_> = list["asked"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|asked| (&asked["machine_id"], &asked["host_id"]))
+        .collect();
+    assert_eq!(asked, [(&"machine-a".into(), &8.into()), (&"machine-r".into(), &Value::Null)]);
 
     let text = told(&world, &["list"]).await;
-    for part in ["go on", "2 of 10, 8 left", "3 of 100", "HOST", "host 7", "machine-b", "action-machine-b", "evil?[2J"]
-    {
+    for part in [
+        "go on",
+        "3 of 10, 7 left",
+        "4 of 100",
+        "HOST",
+        "\nrelay  machine-r",
+        "host 7",
+        "machine-b",
+        "action-machine-b",
+        "evil?[2J",
+    ] {
         assert!(text.contains(part), "{part} is not in\n{text}");
     }
     assert!(!text.contains('\u{1b}'), "{text}");
@@ -175,6 +196,7 @@ pub(crate) async fn a_release_is_ordered_and_awaited<W: Reach>() {
     for host in 1..=5 {
         desk.isolated(super::isolation(&format!("machine-{host}"), host));
     }
+    desk.posted(granted(&desk, "machine-r", RELAY).await);
     desk.flush(super::PATIENCE).await;
     let worker = releasing(&world.broker(), desk.clone()).await;
     // A pause never stops a release.
@@ -183,13 +205,15 @@ pub(crate) async fn a_release_is_ordered_and_awaited<W: Reach>() {
     assert!(text.contains("release ordered: host 2 (host 2), machine machine-2, isolated since 2"), "{text}");
     assert!(text.contains("released: 1 of 1"), "{text}");
     let one = json(&world, &["release", "--machine", "machine-4"]).await;
-    assert_eq!(one, serde_json::json!({ "ordered": [4], "released": [4], "not_released": [] }));
+    assert_eq!(one, serde_json::json!({ "ordered": [4], "released": [4], "not_released": [], "of_the_relay": [] }));
     let unknown = isolation(&world, &["release", "--machine", "machine-4"]).await;
     assert_eq!(unknown.status.code(), Some(1));
     let all = json(&world, &["release", "--all"]).await;
     assert_eq!(all["released"], serde_json::json!([1, 3, 5]));
+    assert_eq!(all["of_the_relay"][0]["machine_id"], "machine-r", "{all}");
     let none = told(&world, &["release", "--all"]).await;
     assert!(none.contains("no machine is isolated"), "{none}");
+    assert!(none.contains("not ordered: machine machine-r, isolated by the relay at 2"), "{none}");
     // The ledger does not list it; what the worker says of it is enough.
     let text = told(&world, &["release", "99"]).await;
     assert!(text.contains("which the ledger does not list") && text.contains("released: 1 of 1"), "{text}");
