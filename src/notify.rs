@@ -24,7 +24,7 @@ use http::{HeaderMap, HeaderValue, Method};
 use jiff::Timestamp;
 use secrecy::ExposeSecret as _;
 use serde::Serialize;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Instant;
 use tracing::{Instrument as _, Span};
 use uuid::Uuid;
@@ -213,7 +213,8 @@ impl Notifier {
         }
     }
 
-    /// Puts a notification into the queue, or keeps it until the queue takes it; whether it is not lost.
+    /// Puts a notification into the queue, or keeps it until the queue takes it; whether it is not lost. Returns after the
+    /// first try; whoever waits for less does not take it back.
     async fn tell(&self, kind: &'static str, happening: &str, data: &impl Serialize) -> bool {
         let Some(telling) = &self.0 else { return true };
         let body = Body { r#type: kind, timestamp: Timestamp::now(), data };
@@ -221,44 +222,47 @@ impl Notifier {
             webhook_id: Uuid::new_v5(&NAMESPACE, happening.as_bytes()),
             body: serde_json::to_string(&body).expect("words and numbers serialise"),
         };
-        let mut message = Message::new(notification.encode());
-        let span = telling.publish.span(&mut message);
-        let Err(error) = telling.publish.publish(message.clone()).instrument(span.clone()).await else { return true };
-        propagation::fail(&span, error.name());
-        let place = match &error {
-            BrokerError::Closed | BrokerError::TooLarge { .. } => None,
-            _ => telling.places.clone().try_acquire_owned().ok(),
-        };
-        let Some(place) = place else {
-            lost(kind, &error);
+        let Ok(place) = telling.places.clone().try_acquire_owned() else {
+            tracing::warn!(notification.r#type = kind, "a notification is lost: too many wait for the queue");
             return false;
         };
-        tracing::warn!(error = %error, notification.r#type = kind, "a notification waits until the queue takes it");
+        let mut message = Message::new(notification.encode());
+        let span = telling.publish.span(&mut message);
+        let (tried, first) = oneshot::channel();
         let telling = telling.clone();
         tokio::spawn(async move {
-            telling.insist(kind, message).await;
+            telling.insist(kind, message, span, tried).await;
             drop(place);
         });
-        true
+        first.await.unwrap_or(false)
     }
 }
 
 impl Telling {
-    /// Tries until the queue has taken it. If the first try was taken after all, both have one id.
-    async fn insist(&self, kind: &'static str, message: Message) {
-        loop {
-            tokio::time::sleep(AGAIN).await;
-            match self.publish.publish(message.clone()).await {
-                Ok(()) => return,
-                Err(error @ BrokerError::Closed) => return lost(kind, &error),
-                Err(error) => tracing::debug!(error = %error, notification.r#type = kind, "the queue takes none yet"),
+    /// Tries until the queue has taken it. If a try was taken that seemed to fail, both have one id. After the first one
+    /// it says in `tried` whether the notification is not lost.
+    async fn insist(&self, kind: &'static str, message: Message, span: Span, tried: oneshot::Sender<bool>) {
+        let mut next = self.publish.publish(message.clone()).instrument(span.clone()).await;
+        if let Err(error) = &next {
+            propagation::fail(&span, error.name());
+        }
+        drop(span);
+        let lost = |error: &BrokerError| matches!(error, BrokerError::Closed | BrokerError::TooLarge { .. });
+        let _ = tried.send(!next.as_ref().is_err_and(lost));
+        let mut warned = false;
+        while let Err(error) = next {
+            if lost(&error) {
+                tracing::warn!(error = %error, notification.r#type = kind, "a notification is lost");
+                return;
             }
+            if !warned {
+                tracing::warn!(error = %error, notification.r#type = kind, "a notification waits for the queue");
+                warned = true;
+            }
+            tokio::time::sleep(AGAIN).await;
+            next = self.publish.publish(message.clone()).await;
         }
     }
-}
-
-fn lost(kind: &'static str, error: &BrokerError) {
-    tracing::warn!(error = %error, notification.r#type = kind, "a notification is lost: it could not be put into the queue");
 }
 
 /// The type of an act's notification.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use defender_bridge::simulator::cognito::{BRAIN_TOKEN, BRAIN_USER, FINANCE_HOST, HR_HOST};
 use defender_bridge::simulator::scenario::{C2_ADDRESS, DEMO_CLIENT_ID, DEMO_CLIENT_SECRET, DEMO_TENANT_ID};
 use defender_bridge::simulator::{self, Simulator};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
@@ -15,6 +16,9 @@ use super::bridge::client;
 use super::spawned::{PATIENCE, Role, Spawned, closed_port};
 
 const WEBHOOK_TOKEN: &str = "0123456789abcdef0123456789abcdef";
+
+/// Steps of a curve.
+const COLUMNS: f64 = 40.0;
 
 /// A query of a panel, and where it stands.
 struct Query {
@@ -87,6 +91,22 @@ impl Prometheus {
         Some(answer["data"]["result"].as_array().expect("a vector").clone())
     }
 
+    /// The course of a query from `from` to now, a line for each of its series: labels, a curve of [`COLUMNS`] steps, the
+    /// last value.
+    async fn curves(&self, query: &str, from: Timestamp) -> Vec<String> {
+        let now = Timestamp::now();
+        let step = (now.duration_since(from).as_secs_f64() / COLUMNS).max(0.1);
+        let mut url: url::Url = format!("{}/api/v1/query_range", self.url).parse().expect("a URL");
+        url.query_pairs_mut()
+            .append_pair("query", query)
+            .append_pair("start", &from.to_string())
+            .append_pair("end", &now.to_string())
+            .append_pair("step", &step.to_string());
+        let answer = self.client.get(url).send().await.expect("an answer");
+        let answer: Value = answer.json().await.expect("JSON");
+        answer["data"]["result"].as_array().expect("a matrix").iter().map(curve).collect()
+    }
+
     /// Waits until it has scraped the deployment once more than `seen` times, and returns how often it has.
     async fn scraped(&self, seen: u64) -> u64 {
         let end = Instant::now() + PATIENCE;
@@ -100,6 +120,23 @@ impl Prometheus {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
+}
+
+fn curve(series: &Value) -> String {
+    const STEPS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let labels: Vec<&str> = series["metric"]
+        .as_object()
+        .expect("labels")
+        .iter()
+        .filter(|(name, _)| name.as_str() != "__name__")
+        .filter_map(|(_, value)| value.as_str())
+        .collect();
+    let points = series["values"].as_array().expect("points").iter();
+    let values: Vec<f64> = points.filter_map(|point| point[1].as_str()?.parse().ok()).collect();
+    let most = values.iter().copied().fold(0.0, f64::max);
+    let step = |value: &f64| STEPS[if most > 0.0 { (value / most * 7.0).round() as usize } else { 0 }];
+    let drawn: String = values.iter().map(step).collect();
+    format!("  {:<34} {drawn:>41}  {:.4}", labels.join(" "), values.last().copied().unwrap_or(f64::NAN))
 }
 
 async fn deployment(simulator: &Simulator, folder: &Path) -> Spawned {
@@ -129,7 +166,7 @@ async fn every_panel_of_the_dashboards_shows_something() {
     let folder = tempfile::tempdir().unwrap();
     let mut serve = deployment(&simulator, folder.path()).await;
     let admin = serve.admin_url("").trim_start_matches("http://").to_owned();
-    let prometheus = Prometheus::start(folder.path(), &admin).await;
+    let (prometheus, began) = (Prometheus::start(folder.path(), &admin).await, Timestamp::now());
 
     // Work of every kind goes on until all panels show it.
     let mut open = queries();
@@ -159,7 +196,12 @@ async fn every_panel_of_the_dashboards_shows_something() {
         open = still;
         scrapes = prometheus.scraped(scrapes).await;
     }
-    println!("every panel showed something after {round} rounds");
+    println!("every panel showed something after {round} rounds; the overview, from the start to now:");
+    for query in queries().iter().filter(|query| query.panel.contains("overview")) {
+        let curves = prometheus.curves(&query.text, began).await;
+        assert!(!curves.is_empty(), "{}: {}", query.panel, query.text);
+        println!("{}\n{}", query.panel, curves.join("\n"));
+    }
     serve.stop().await;
     simulator.stop().await;
 }
