@@ -465,3 +465,33 @@ impl Subscription {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn queue(spread: Spread) -> Queue {
+        Queue { name: "queue", style: Style::Ask, spread }
+    }
+
+    #[test]
+    fn a_gathering_receiver_shares_out_its_prefetch() {
+        for (prefetch, expected) in [(1, &[1][..]), (2, &[1, 1]), (3, &[1, 2]), (16, &[4, 12]), (64, &[16, 48])] {
+            let shares = shares(&queue(Spread::Gather), Lane::Normal, prefetch, 1_700_000_000_000);
+            assert_eq!(shares.iter().map(|(prefetch, _)| *prefetch).collect::<Vec<_>>(), expected);
+            assert!(shares.is_sorted_by(|(_, one), (_, other)| one > other), "{shares:?}");
+        }
+    }
+
+    #[test]
+    fn who_is_there_longer_comes_first_and_only_in_the_normal_lane_of_a_gathering_queue() {
+        let first = |since_ms| shares(&queue(Spread::Gather), Lane::Normal, 64, since_ms)[0].1;
+        assert!(first(1_700_000_000_000) > first(1_700_000_000_001));
+        assert!(first(i64::MAX) > 0, "a clock that is far ahead");
+        for (spread, lane) in
+            [(Spread::Gather, Lane::Urgent), (Spread::Even, Lane::Normal), (Spread::SingleActive, Lane::Normal)]
+        {
+            assert_eq!(shares(&queue(spread), lane, 64, 1_700_000_000_000), [(64, 0)], "{spread:?} {lane:?}");
+        }
+    }
+}
