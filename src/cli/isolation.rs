@@ -112,7 +112,7 @@ struct Whom {
     /// Defender's id of a machine that `list` shows
     #[arg(long, value_name = "ID")]
     machine: Option<String>,
-    /// Every machine that `list` shows
+    /// Every host that `list` shows
     #[arg(long)]
     all: bool,
 }
@@ -356,11 +356,14 @@ async fn release<B: Broker>(
     json: bool,
 ) -> anyhow::Result<()> {
     let ledger = operate::status(broker).await.context("the ledger cannot be read")?.ledger;
-    let all = whom.all;
+    // Of some that were asked for nobody knows yet whether they are isolated.
+    let asked = if whom.all { ledger.asked(Timestamp::now()) } else { Vec::new() };
     let listed: BTreeMap<u64, Isolation> =
         ledger.isolated().into_iter().map(|isolation| (isolation.host_id, isolation)).collect();
     let hosts: BTreeSet<u64> = match whom {
-        Whom { all: true, .. } => listed.keys().copied().collect(),
+        Whom { all: true, .. } => {
+            listed.keys().copied().chain(asked.iter().filter_map(|asked| asked.host_id)).collect()
+        }
         Whom { machine: Some(machine), .. } => {
             let host = listed.values().find(|isolation| isolation.machine_id == machine);
             let Some(host) = host else {
@@ -399,9 +402,7 @@ async fn release<B: Broker>(
         awaited.context("the releases are ordered; what became of them is not known")?
     };
     let released: BTreeSet<u64> = hosts.difference(&left).copied().collect();
-    // Nobody here knows whether they still are.
-    let mut others = if all { ledger.asked(Timestamp::now()) } else { Vec::new() };
-    others.retain(|asked| asked.host_id.is_none());
+    let others: Vec<_> = asked.iter().filter(|asked| asked.host_id.is_none()).collect();
     if json {
         print(&json!({ "ordered": hosts, "released": released, "not_released": left, "of_the_relay": others }))?;
     } else if hosts.is_empty() {
@@ -410,7 +411,7 @@ async fn release<B: Broker>(
         println!("released: {} of {}", released.len(), hosts.len());
     }
     if !json {
-        for Asked { machine_id, at, .. } in &others {
+        for Asked { machine_id, at, .. } in others {
             let (machine_id, at) = (shown(machine_id), time(*at));
             println!(
                 "not ordered: machine {machine_id}, isolated by the relay at {at}; release it there or in the portal"
