@@ -161,6 +161,8 @@ async fn one_of_two_workers_sweeps<P: Place>(place: P) {
     let whole = || workers.iter().any(|worker| worker.sweeps() > 0);
     let long = || began.elapsed() > Duration::from_secs(12);
     until("a dozen seconds of sweeps", async || long() && whole() && sweeps() > 10).await;
+    let failed: u64 = workers.iter().map(|worker| worker.searches("sweep", "failed")).sum();
+    println!("{} sweeps, {failed} of them without a word of the desk", sweeps());
     let idle = workers.iter().filter(|worker| begun(worker) == 0).count();
     assert_eq!(idle, 1, "one of them does all: {} and {}", begun(&workers[0]), begun(&workers[1]));
     let published: u64 = workers.iter().map(|worker| worker.published("sweep")).sum();
