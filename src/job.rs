@@ -23,8 +23,8 @@ pub const VERSION: u32 = 2;
 /// The version of everything else.
 const FIRST: u32 = 1;
 
-/// The queue of relay calls. They come together in few workers, for there they share queries and what is kept: a worker
-/// more costs no quota.
+/// The queue of relay calls. While few come they come together in one worker, for there they share what is kept
+/// in memory.
 pub const RELAY: Queue = Queue { name: "relay", style: Style::Ask, spread: Spread::Gather };
 
 /// The queue of host events: hints that a host of Cognito should be looked at.

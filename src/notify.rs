@@ -2,7 +2,8 @@
 //!
 //! [`Notifier`] puts a notification into the durable queue `notify`; a worker takes it from there and posts it ([`Post`]). So
 //! a receiver that is slow or dead costs containment nothing: what it did not take is tried again by the ladder of delays,
-//! and is a dead letter with its cause in the end. While the queue itself takes nothing, it is kept in memory. Requests are signed by the rules of
+//! and is a dead letter with its cause in the end. While the queue itself takes nothing, it is kept in memory, and lost with
+//! the process. Requests are signed by the rules of
 //! [Standard Webhooks](https://www.standardwebhooks.com/). `webhook-id` is made from what happened, not from the telling:
 //! a worker that dies in between, or several that saw the same, tell it twice under one id, by which the receiver knows.
 //!
