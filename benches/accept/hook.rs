@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use defender_bridge::broker::Broker as _;
 use defender_bridge::broker::rabbitmq::{self, RabbitMq};
 use defender_bridge::broker::sqlite::{self, Sqlite};
 use defender_bridge::cli::roles::{self, Roles};
@@ -142,9 +141,7 @@ pub async fn on_rabbitmq(url: &str, kind: Kind, callers: usize, timing: Timing, 
         connection_name: "accept benchmark".to_owned(),
         topology: &TOPOLOGY,
     };
-    let broker = RabbitMq::connect(settings).await?;
-    broker.delete_namespace().await?;
-    broker.close().await;
+    RabbitMq::delete_namespace(&settings).await?;
     cell
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use defender_bridge::broker::Broker;
-use defender_bridge::broker::rabbitmq::{self, RabbitMq};
+use defender_bridge::broker::rabbitmq::RabbitMq;
 use defender_bridge::broker::sqlite::{self, Sqlite};
 use defender_bridge::cli::roles::{self, Roles, Running};
 use defender_bridge::cognito;
@@ -31,7 +31,6 @@ use defender_bridge::worker;
 use secrecy::SecretString;
 use serde_json::Value;
 use tempfile::TempDir;
-use uuid::Uuid;
 
 /// The key that the worked envelopes are signed with.
 pub const SECRET_KEY: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
@@ -200,7 +199,7 @@ impl TestBridge {
                 start_roles(broker, &options, &upstream, shutdown.clone()).await
             }
             Queue::RabbitMq => {
-                let settings = rabbitmq_settings("bridge");
+                let settings = crate::namespaces::rabbitmq_settings("bridge", &TOPOLOGY);
                 let broker = RabbitMq::connect(settings.clone()).await.expect("RabbitMQ is there");
                 let running = start_roles(broker, &options, &upstream, shutdown.clone()).await;
                 if options.second_worker {
@@ -368,21 +367,6 @@ fn host_settings(options: &Options, upstream: &str, policy: Policy) -> HostSetti
         sweep_interval: options.sweep_interval,
         feed_interval: options.feed_interval,
     }
-}
-
-/// A link to the test broker in a namespace of its own.
-pub fn rabbitmq_settings(name: &str) -> rabbitmq::Settings {
-    rabbitmq::Settings {
-        urls: vec![rabbitmq_url()],
-        namespace: format!("test-{}", Uuid::now_v7().simple()),
-        connection_name: name.to_owned(),
-        topology: &TOPOLOGY,
-    }
-}
-
-/// The broker that `tests/run` provides.
-pub fn rabbitmq_url() -> String {
-    std::env::var("TEST_RABBITMQ_URL").expect("TEST_RABBITMQ_URL names a broker; tests/run provides one")
 }
 
 /// A client that neither follows redirects nor uses a proxy.

@@ -19,7 +19,7 @@ mod trouble;
 
 use std::time::Duration;
 
-use crate::bridge::rabbitmq_url;
+use crate::namespaces::rabbitmq_url;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs RabbitMQ"]

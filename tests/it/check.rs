@@ -328,7 +328,7 @@ async fn poll_needs_what_hosts_need_and_nothing_of_the_relay() {
 #[ignore = "needs RabbitMQ"]
 async fn rights_at_rabbitmq_are_tried_without_leaving_anything() {
     let deployment = Deployment::start().await;
-    let url = crate::bridge::rabbitmq_url();
+    let url = crate::namespaces::rabbitmq_url();
     let namespace = format!("check-{}", uuid::Uuid::now_v7().simple());
     let settings = [("BRIDGE_BROKER_URL", url.as_str()), ("BRIDGE_BROKER_NAMESPACE", &namespace)];
     deployment.check(&settings).await.is_good();

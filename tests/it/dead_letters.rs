@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use defender_bridge::broker::rabbitmq::{self, RabbitMq};
+use defender_bridge::broker::rabbitmq::RabbitMq;
 use defender_bridge::broker::sqlite::{self, Sqlite};
 use defender_bridge::broker::{Broker, Cause, Delivery, Headers, Lane, Message, Queue, Receiver, Settlement};
 use defender_bridge::job::{self, HOSTS, Host, HostKind, RELAY, TOPOLOGY};
@@ -17,8 +17,8 @@ use tokio::process::Command;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::bridge::rabbitmq_url;
 use super::collector::Collector;
+use super::namespaces::rabbitmq_settings;
 use super::spawned::{self, PATIENCE, Role};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -48,21 +48,11 @@ impl World<Sqlite> {
 
 impl World<RabbitMq> {
     async fn on_rabbitmq() -> Self {
-        let namespace = format!("test-{}", Uuid::now_v7().simple());
-        let settings = rabbitmq::Settings {
-            urls: vec![rabbitmq_url()],
-            namespace: namespace.clone(),
-            connection_name: "dead letters".to_owned(),
-            topology: &TOPOLOGY,
-        };
-        let broker = RabbitMq::connect(settings).await.unwrap();
-        let settings = vec![("BRIDGE_BROKER_URL", rabbitmq_url()), ("BRIDGE_BROKER_NAMESPACE", namespace)];
+        let link = rabbitmq_settings("dead letters", &TOPOLOGY);
+        let broker = RabbitMq::connect(link.clone()).await.unwrap();
+        let settings =
+            vec![("BRIDGE_BROKER_URL", link.urls[0].clone()), ("BRIDGE_BROKER_NAMESPACE", link.namespace.clone())];
         Self { broker, settings, _folder: tempfile::tempdir().unwrap() }
-    }
-
-    async fn tidy(self) {
-        self.broker.delete_namespace().await.unwrap();
-        self.broker.close().await;
     }
 }
 
@@ -281,7 +271,6 @@ async fn an_operator_looks_sends_back_and_deletes_on_sqlite() {
 async fn an_operator_looks_sends_back_and_deletes_on_rabbitmq() {
     let world = World::on_rabbitmq().await;
     an_operator_looks_sends_back_and_deletes(&world).await;
-    world.tidy().await;
 }
 
 #[tokio::test]
@@ -327,7 +316,6 @@ async fn two_redrives_of_ten_thousand_send_each_once_on_sqlite() {
 async fn two_redrives_of_ten_thousand_send_each_once_on_rabbitmq() {
     let world = World::on_rabbitmq().await;
     two_redrives_of_many_send_each_once(&world).await;
-    world.tidy().await;
 }
 
 /// What works a redriven message is a trace of its own, begun by the redrive and linked to the old one.

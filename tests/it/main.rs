@@ -25,6 +25,7 @@ mod hunting_interpreter;
 mod layering;
 mod messages;
 mod module;
+mod namespaces;
 mod notifications;
 mod openapi;
 mod outbound;

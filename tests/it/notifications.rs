@@ -21,7 +21,8 @@ use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::breakable::Cable;
-use super::bridge::{SECRET_KEY, client, demo_token, rabbitmq_url};
+use super::bridge::{SECRET_KEY, client, demo_token};
+use super::namespaces::{rabbitmq_settings, rabbitmq_url};
 use super::spawned::{self, PATIENCE, Role, Spawned, closed_port};
 
 const SECRET: &str = "whsec_cGw0bnRlZHBsNG50ZWRwbDRudGVkcGw0bnRlZA==";
@@ -43,7 +44,7 @@ struct World {
     hosts: Vec<u64>,
     settings: Vec<(String, String)>,
     folder: tempfile::TempDir,
-    namespace: String,
+    link: Option<rabbitmq::Settings>,
 }
 
 impl World {
@@ -53,15 +54,18 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let hosts = simulator.control().brain().add_bulk(DEMO_TENANT_ID, 3, 0, 7).expect("the demo tenant");
         let url = simulator.url();
-        let broker = match queue {
-            Queue::Sqlite => format!("sqlite:{}", folder.path().join("queue").display()),
-            Queue::RabbitMq => rabbitmq_url(),
+        let link = match queue {
+            Queue::Sqlite => None,
+            Queue::RabbitMq => Some(rabbitmq_settings("notifications", &TOPOLOGY)),
         };
-        let namespace = format!("test-{}", uuid::Uuid::now_v7().simple());
+        let (broker, namespace) = match &link {
+            None => (format!("sqlite:{}", folder.path().join("queue").display()), "unused"),
+            Some(link) => (link.urls[0].clone(), link.namespace.as_str()),
+        };
         let receiver = receiver.unwrap_or_else(|| format!("{url}/_notifications"));
         let settings = [
             ("BRIDGE_BROKER_URL", broker.as_str()),
-            ("BRIDGE_BROKER_NAMESPACE", &namespace),
+            ("BRIDGE_BROKER_NAMESPACE", namespace),
             ("COGNITO_BRAIN", &url),
             ("COGNITO_TOKEN", BRAIN_TOKEN),
             ("BRIDGE_COGNITO_SELF_USER", BRAIN_USER),
@@ -79,7 +83,7 @@ impl World {
         ];
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         let hosts = hosts.iter().map(|host| host.id).collect();
-        let world = Self { simulator, queue, hosts, settings, folder, namespace };
+        let world = Self { simulator, queue, hosts, settings, folder, link };
         world.control(json!({"secret": SECRET})).await;
         world
     }
@@ -341,16 +345,11 @@ async fn a_silent_receiver_holds_up_no_isolation() {
 #[tokio::test]
 #[ignore = "needs RabbitMQ"]
 async fn what_happens_while_the_queue_is_away_is_told_when_it_is_back() {
-    let namespace = format!("test-{}", uuid::Uuid::now_v7().simple());
+    let link = rabbitmq_settings("notifications", &TOPOLOGY);
     let mut cable = Cable::lay(&rabbitmq_url()).await;
-    let settings = |url: &str| rabbitmq::Settings {
-        urls: vec![url.to_owned()],
-        namespace: namespace.clone(),
-        connection_name: "test".to_owned(),
-        topology: &TOPOLOGY,
-    };
-    let cut_off = RabbitMq::connect(settings(cable.url())).await.expect("the broker");
-    let broker = RabbitMq::connect(settings(&rabbitmq_url())).await.expect("the broker");
+    let through_cable = rabbitmq::Settings { urls: vec![cable.url().to_owned()], ..link.clone() };
+    let cut_off = RabbitMq::connect(through_cable).await.expect("the broker");
+    let broker = RabbitMq::connect(link).await.expect("the broker");
     let mut receiver = broker.receive(&NOTIFY, Lane::Normal, 10).await.expect("a receiver");
     let notifier = Notifier::new(cut_off.clone());
 
@@ -365,7 +364,6 @@ async fn what_happens_while_the_queue_is_away_is_told_when_it_is_back() {
     delivery.settle(Settlement::Done { reply: None }).await.expect("settled");
     receiver.close().await;
     cut_off.close().await;
-    broker.delete_namespace().await.expect("deleted");
     broker.close().await;
 }
 
@@ -395,13 +393,8 @@ async fn gives_up(queue: Queue) {
             wear_out(Sqlite::open(sqlite::Settings { path, topology: &TOPOLOGY }).await.expect("a file")).await;
         }
         Queue::RabbitMq => {
-            let settings = rabbitmq::Settings {
-                urls: vec![rabbitmq_url()],
-                namespace: world.namespace.clone(),
-                connection_name: "test".to_owned(),
-                topology: &TOPOLOGY,
-            };
-            wear_out(RabbitMq::connect(settings).await.expect("the broker")).await;
+            let link = world.link.clone().expect("it is on RabbitMQ");
+            wear_out(RabbitMq::connect(link).await.expect("the broker")).await;
         }
     }
     let mut processes = world.start().await;

@@ -13,7 +13,7 @@ use defender_bridge::simulator::scenario::{DEMO_CLIENT_ID, DEMO_CLIENT_SECRET, D
 use jiff::Timestamp;
 use tempfile::TempDir;
 
-use super::bridge::rabbitmq_url;
+use super::namespaces::{rabbitmq_settings, rabbitmq_url};
 use super::spawned::{self, PATIENCE, Role, Spawned};
 
 /// What `poll` ends with when some hosts are not settled.
@@ -37,7 +37,7 @@ impl World {
 
     /// The same; the queue is RabbitMQ.
     async fn on_rabbitmq() -> Self {
-        Self { namespace: Some(format!("test-{}", uuid::Uuid::now_v7().simple())), ..Self::new().await }
+        Self { namespace: Some(rabbitmq_settings("poll", &TOPOLOGY).namespace), ..Self::new().await }
     }
 
     fn brain(&self) -> Brain {

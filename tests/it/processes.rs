@@ -13,7 +13,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::breakable::{Node, TURN, Witness};
-use super::bridge::{Answer, client, rabbitmq_url};
+use super::bridge::{Answer, client};
+use super::namespaces::rabbitmq_url;
 use super::spawned::{self, Deployment, PATIENCE, Spawned, ask};
 
 /// Callers at once.

@@ -26,6 +26,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::breakable::{TURN, Witness};
+use super::namespaces::{rabbitmq_settings, rabbitmq_url};
 
 static ASKS: Queue = Queue { name: "asks", style: Style::Ask, spread: Spread::Even };
 static WORK: Queue = Queue { name: "work", style: Style::Durable, spread: Spread::Even };
@@ -128,10 +129,7 @@ fn free_ports() -> [u16; 3] {
     [(); 3].map(|()| free.next().expect("a free port"))
 }
 
-fn test_url() -> String {
-    std::env::var("TEST_RABBITMQ_URL").expect("TEST_RABBITMQ_URL names a broker for tests")
-}
-
+/// At a node of the stories' own.
 fn settings(url: &str, namespace: &str, topology: &'static Topology) -> Settings {
     Settings {
         urls: vec![url.to_owned()],
@@ -485,8 +483,7 @@ async fn a_memory_alarm_refuses_what_is_new_while_settling_goes_on() {
 #[tokio::test]
 #[ignore = "needs RabbitMQ"]
 async fn a_message_that_finds_its_queue_full_on_the_way_back_is_not_lost() {
-    let namespace = namespace();
-    let broker = RabbitMq::connect(settings(&test_url(), &namespace, &NARROW)).await.unwrap();
+    let broker = RabbitMq::connect(rabbitmq_settings("faults", &NARROW)).await.unwrap();
     let id = text("held").id;
     broker.publish(&WORK, Message { id, ..text("held") }, Duration::ZERO).await.unwrap();
     let mut receiver = broker.receive(&WORK, Lane::Normal, 1).await.unwrap();
@@ -507,28 +504,27 @@ async fn a_message_that_finds_its_queue_full_on_the_way_back_is_not_lost() {
         delivery.settle(Settlement::Done { reply: None }).await.unwrap();
     }
     assert!(worked.contains(&id));
-    broker.delete_namespace().await.unwrap();
     broker.close().await;
 }
 
 #[tokio::test]
 #[ignore = "needs RabbitMQ"]
 async fn queues_that_exist_with_other_arguments_are_a_clear_error() {
-    let namespace = namespace();
-    let broker = connect(&test_url(), &namespace).await;
-    let outcome = RabbitMq::connect(settings(&test_url(), &namespace, &NARROW)).await;
+    let settings = rabbitmq_settings("faults", &TOPOLOGY);
+    let namespace = settings.namespace.clone();
+    let broker = RabbitMq::connect(settings.clone()).await.unwrap();
+    let outcome = RabbitMq::connect(Settings { topology: &NARROW, ..settings }).await;
     let Err(BrokerError::Refused(reason)) = outcome else { panic!("{outcome:?}") };
     assert!(reason.contains(&format!("{namespace}.work")) && reason.contains("x-max-length"), "{reason}");
     // The deployment that was there first is not disturbed.
     broker.publish(&WORK, text("still here"), Duration::ZERO).await.unwrap();
-    broker.delete_namespace().await.unwrap();
     broker.close().await;
 }
 
 #[tokio::test]
 #[ignore = "needs RabbitMQ"]
 async fn wrong_credentials_are_refused_without_showing_them() {
-    let mut url = url::Url::parse(&test_url()).unwrap();
+    let mut url = url::Url::parse(&rabbitmq_url()).unwrap();
     url.set_username("nobody").unwrap();
     url.set_password(Some("hunter2")).unwrap();
     let settings = settings(url.as_str(), &namespace(), &TOPOLOGY);
@@ -544,10 +540,9 @@ async fn of_several_nodes_one_that_answers_is_enough() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let dead = format!("amqp://127.0.0.1:{}", silent.local_addr().unwrap().port());
     drop(silent);
-    let mut settings = settings(&test_url(), &namespace(), &TOPOLOGY);
+    let mut settings = rabbitmq_settings("faults", &TOPOLOGY);
     settings.urls.insert(0, dead);
     let broker = RabbitMq::connect(settings).await.unwrap();
     broker.publish(&WORK, text("arrived"), Duration::ZERO).await.unwrap();
-    broker.delete_namespace().await.unwrap();
     broker.close().await;
 }

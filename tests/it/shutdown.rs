@@ -13,8 +13,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::breakable::Cable;
-use super::bridge::{Answer, client, rabbitmq_url};
+use super::bridge::{Answer, client};
 use super::collector::Collector;
+use super::namespaces::rabbitmq_url;
 use super::spawned::{self, Deployment, PATIENCE, Role, Spawned, ask};
 
 const QUESTION: &[(&str, &str)] = &[("domain", PHISHING_DOMAIN), ("sha1", DROPPED_SHA1), ("ip", C2_ADDRESS)];

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use defender_bridge::job::TOPOLOGY;
 use defender_bridge::simulator::{self, Simulator};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
@@ -14,7 +15,8 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
-use super::bridge::{Answer, SECRET_KEY, client, demo_token, observable_list, rabbitmq_url};
+use super::bridge::{Answer, SECRET_KEY, client, demo_token, observable_list};
+use super::namespaces::{rabbitmq_settings, rabbitmq_url};
 
 /// The longest a test waits for something that must happen, on a machine that is busy with other tests.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -260,7 +262,7 @@ impl Deployment {
 
     /// At this broker.
     pub fn at(broker: &str, upstream: &str) -> Self {
-        let namespace = format!("test-{}", uuid::Uuid::now_v7().simple());
+        let namespace = rabbitmq_settings("processes", &TOPOLOGY).namespace;
         let settings = [
             ("BRIDGE_BROKER_URL", broker),
             ("BRIDGE_BROKER_NAMESPACE", namespace.as_str()),

@@ -8,7 +8,8 @@ use std::time::Duration;
 use defender_bridge::simulator::Fault;
 use defender_bridge::simulator::scenario::C2_ADDRESS;
 
-use super::bridge::{client, demo_token, observable_list, rabbitmq_url};
+use super::bridge::{client, demo_token, observable_list};
+use super::namespaces::rabbitmq_url;
 use super::spawned::{PATIENCE, Role, closed_port, simulator};
 
 const PASSWORD: &str = "pl4nted-broker-password";

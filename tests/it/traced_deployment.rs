@@ -18,8 +18,9 @@ use serde_json::json;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use super::bridge::{client, demo_token, observable_list, rabbitmq_url};
+use super::bridge::{client, demo_token, observable_list};
 use super::collector::{Collector, Span, roots_and_orphans};
+use super::namespaces::{rabbitmq_settings, rabbitmq_url};
 use super::spawned::{PATIENCE, Role, Spawned};
 
 const WEBHOOK_TOKEN: &str = "a-token-of-more-than-thirty-two-characters";
@@ -59,7 +60,7 @@ impl World {
         let settings = simulator::Settings { quota: None, record_limit: 200_000, brain, ..Default::default() };
         let (simulator, collector) = (Simulator::start(settings).await.expect("a simulator"), Collector::start().await);
         let hosts = simulator.control().brain().add_bulk(DEMO_TENANT_ID, EVENTS, 0, 7).expect("the demo tenant");
-        let namespace = format!("test-{}", uuid::Uuid::now_v7().simple());
+        let namespace = rabbitmq_settings("traces", &TOPOLOGY).namespace;
         let role = |name| Self::role(name, &simulator.url(), &namespace, &collector.url());
         let (ingress, one, two) = tokio::join!(role("ingress").start(), role("worker").start(), role("worker").start());
         let hosts = hosts.iter().map(|host| host.id).collect();

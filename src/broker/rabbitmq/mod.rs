@@ -38,6 +38,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::{FieldTable, ShortString};
+use lapin::{Connection, ConnectionProperties};
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, timeout};
@@ -209,11 +210,18 @@ impl RabbitMq {
     /// Deletes everything of the namespace at the broker, messages included. For tests, which leave nothing behind.
     ///
     /// # Errors
-    /// [`BrokerError::Unavailable`]; what was deleted stays deleted.
+    /// [`BrokerError::Refused`] as for [`RabbitMq::connect`]; [`BrokerError::Unavailable`]: what was deleted stays deleted.
     #[doc(hidden)]
-    pub async fn delete_namespace(&self) -> Result<(), BrokerError> {
-        let session = self.inner.consuming.wait(Instant::now() + PUBLISH_LIMIT).await?;
-        topology::delete(&session.connection, &self.inner.names, self.inner.topology).await
+    pub async fn delete_namespace(settings: &Settings) -> Result<(), BrokerError> {
+        let names = Names::new(&settings.namespace, settings.topology)?;
+        let url = settings.urls.first().ok_or_else(|| BrokerError::Refused("no broker URL is given".to_owned()))?;
+        let properties = ConnectionProperties::default().with_connection_name("tidying up".into());
+        let connecting = Connection::connect_uri(Address::parse(url, 1)?.uri(), properties);
+        let connection = limited("connect", connecting).await?;
+        topology::delete(&connection, &names, settings.topology).await?;
+        // Nothing depends on the goodbye.
+        let _ = limited("say goodbye", connection.close(200, "deleted".into())).await;
+        Ok(())
     }
 
     /// Runs a call unless the broker is closed, and ends it when it is.

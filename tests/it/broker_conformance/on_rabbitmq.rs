@@ -8,9 +8,9 @@ use defender_bridge::broker::{Broker, Lane, Queue, Settlement, Topology};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use url::Url;
-use uuid::Uuid;
 
 use super::{Died, PATIENCE, World, conformance};
+use crate::namespaces::{rabbitmq_settings, rabbitmq_url};
 
 conformance!(OnRabbitMq(ignore = "needs RabbitMQ"));
 
@@ -21,10 +21,6 @@ pub(crate) struct OnRabbitMq {
     broker: RabbitMq,
     /// All links beside [`OnRabbitMq::broker`], to close them.
     links: Mutex<Vec<RabbitMq>>,
-}
-
-pub(crate) fn test_url() -> String {
-    std::env::var("TEST_RABBITMQ_URL").expect("TEST_RABBITMQ_URL names a broker for tests")
 }
 
 impl OnRabbitMq {
@@ -43,8 +39,9 @@ impl World for OnRabbitMq {
     type B = RabbitMq;
 
     async fn open(topology: &'static Topology) -> Self {
-        let namespace = format!("test-{}", Uuid::now_v7().simple());
-        let broker = Self::connect(&namespace, topology, test_url()).await;
+        let settings = rabbitmq_settings("conformance", topology);
+        let namespace = settings.namespace.clone();
+        let broker = RabbitMq::connect(settings).await.expect("connected");
         Self { namespace, topology, broker, links: Mutex::default() }
     }
 
@@ -53,7 +50,7 @@ impl World for OnRabbitMq {
     }
 
     async fn beside(&self) -> RabbitMq {
-        let link = Self::connect(&self.namespace, self.topology, test_url()).await;
+        let link = Self::connect(&self.namespace, self.topology, rabbitmq_url()).await;
         self.links.lock().expect("no panic").push(link.clone());
         link
     }
@@ -67,7 +64,7 @@ impl World for OnRabbitMq {
     }
 
     async fn dying_worker(&self, queue: &'static Queue, lane: Lane, done: usize, held: usize) -> Died {
-        let wire = Wire::lay(&test_url()).await;
+        let wire = Wire::lay(&rabbitmq_url()).await;
         let victim = Self::connect(&self.namespace, self.topology, wire.url.clone()).await;
         let prefetch = u16::try_from(held.max(1)).expect("a small number");
         let mut receiver = victim.receive(queue, lane, prefetch).await.expect("receiving");
@@ -96,10 +93,6 @@ impl World for OnRabbitMq {
             link.close().await;
         }
         self.broker.close().await;
-        // The case may have closed every link it had.
-        let link = Self::connect(&self.namespace, self.topology, test_url()).await;
-        link.delete_namespace().await.expect("deleted");
-        link.close().await;
     }
 }
 

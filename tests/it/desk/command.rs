@@ -12,8 +12,9 @@ use tokio::task::JoinHandle;
 
 use super::{granted, isolate, on, open, sees, serve, settings};
 use crate::broker_conformance::World;
-use crate::broker_conformance::on_rabbitmq::{OnRabbitMq, test_url};
+use crate::broker_conformance::on_rabbitmq::OnRabbitMq;
 use crate::broker_conformance::on_sqlite::{OnSqlite, path};
+use crate::namespaces::rabbitmq_url;
 
 /// In the place of a host's id, for orders of the relay.
 const RELAY: u64 = 0;
@@ -39,7 +40,7 @@ impl Reach for OnSqlite {
 
 impl Reach for OnRabbitMq {
     fn settings(&self) -> Vec<(&'static str, String)> {
-        vec![("BRIDGE_BROKER_URL", test_url()), ("BRIDGE_BROKER_NAMESPACE", self.namespace.clone())]
+        vec![("BRIDGE_BROKER_URL", rabbitmq_url()), ("BRIDGE_BROKER_NAMESPACE", self.namespace.clone())]
     }
 }
 

@@ -11,11 +11,12 @@ use jiff::Timestamp;
 
 use super::{granted, isolate, open, serve, settings, silent};
 use crate::broker_conformance::World as _;
-use crate::broker_conformance::on_rabbitmq::{OnRabbitMq, Wire, test_url};
+use crate::broker_conformance::on_rabbitmq::{OnRabbitMq, Wire};
+use crate::namespaces::rabbitmq_url;
 
 /// A link that can be cut like the cable of a dead machine.
 pub(super) async fn mortal(world: &OnRabbitMq) -> (Wire, RabbitMq) {
-    let wire = Wire::lay(&test_url()).await;
+    let wire = Wire::lay(&rabbitmq_url()).await;
     let broker = OnRabbitMq::connect(&world.namespace, &TOPOLOGY, wire.url.clone()).await;
     (wire, broker)
 }

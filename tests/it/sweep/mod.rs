@@ -31,7 +31,7 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-use crate::bridge::rabbitmq_settings;
+use crate::namespaces::rabbitmq_settings;
 use crate::spawned::PATIENCE;
 
 /// A queue of a test's own, to which workers link.
@@ -66,19 +66,17 @@ impl Place for File {
 }
 
 /// A namespace at the test broker.
-struct Namespace(String);
+struct Namespace(defender_bridge::broker::rabbitmq::Settings);
 
 impl Place for Namespace {
     type B = RabbitMq;
 
     async fn new() -> Self {
-        Self(rabbitmq_settings("sweep").namespace)
+        Self(rabbitmq_settings("sweep", &TOPOLOGY))
     }
 
     async fn link(&self) -> RabbitMq {
-        let settings = rabbitmq_settings("sweep");
-        let settings = defender_bridge::broker::rabbitmq::Settings { namespace: self.0.clone(), ..settings };
-        RabbitMq::connect(settings).await.expect("RabbitMQ is there")
+        RabbitMq::connect(self.0.clone()).await.expect("RabbitMQ is there")
     }
 }
 

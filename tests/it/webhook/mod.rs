@@ -17,7 +17,7 @@ use std::time::Duration;
 use aws_lc_rs::hmac;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use defender_bridge::broker::rabbitmq::{self, RabbitMq};
+use defender_bridge::broker::rabbitmq::RabbitMq;
 use defender_bridge::broker::sqlite::{self, Sqlite};
 use defender_bridge::broker::{Broker, Lane, Message, Receiver, Settlement, Topology};
 use defender_bridge::cli::roles::{self, Roles, Running};
@@ -29,7 +29,8 @@ use jiff::Timestamp;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::bridge::{Answer, client, rabbitmq_settings};
+use crate::bridge::{Answer, client};
+use crate::namespaces::rabbitmq_settings;
 
 /// A story on both queues.
 macro_rules! on_both_queues {
@@ -98,7 +99,7 @@ impl Place for OnRabbitMq {
     type B = RabbitMq;
 
     async fn open(topology: &'static Topology) -> (RabbitMq, Option<TempDir>) {
-        let settings = rabbitmq::Settings { topology, ..rabbitmq_settings("webhook") };
+        let settings = rabbitmq_settings("webhook", topology);
         (RabbitMq::connect(settings).await.expect("RabbitMQ is there"), None)
     }
 }

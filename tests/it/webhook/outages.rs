@@ -5,19 +5,21 @@ use std::time::Duration;
 
 use defender_bridge::broker::Lane;
 use defender_bridge::broker::rabbitmq::{self, RabbitMq};
+use defender_bridge::job::TOPOLOGY;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{Hook, PATIENCE, accepted, example, named, settings};
 use crate::breakable::{Node, TURN};
-use crate::bridge::{Answer, rabbitmq_settings};
+use crate::bridge::Answer;
+use crate::namespaces::rabbitmq_settings;
 
 /// The 5 s of `cognito.md` 4.5, and what a busy machine needs to notice.
 const REFUSED_WITHIN: Duration = Duration::from_secs(8);
 
 impl Hook<RabbitMq> {
     async fn on(node: &Node) -> Self {
-        let settings_of_link = rabbitmq::Settings { urls: vec![node.url()], ..rabbitmq_settings("webhook") };
+        let settings_of_link = rabbitmq::Settings { urls: vec![node.url()], ..rabbitmq_settings("webhook", &TOPOLOGY) };
         let broker = RabbitMq::connect(settings_of_link).await.expect("RabbitMQ is there");
         Self::start_on(broker, None, Some(settings())).await
     }

@@ -3,12 +3,14 @@
 use defender_bridge::broker::rabbitmq::{self, RabbitMq};
 use defender_bridge::broker::{Broker as _, Lane};
 use defender_bridge::job;
+use defender_bridge::job::TOPOLOGY;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use serde_json::json;
 
 use super::{PATIENCE, TOKEN, send, tagged};
-use crate::bridge::{client, rabbitmq_settings};
+use crate::bridge::client;
 use crate::collector::Collector;
+use crate::namespaces::rabbitmq_settings;
 use crate::spawned::Role;
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -18,7 +20,7 @@ const CALLER: &str = "00f067aa0ba902b7";
 #[ignore = "needs RabbitMQ"]
 async fn each_event_of_a_batch_has_a_span_that_its_message_carries_on() {
     let collector = Collector::start().await;
-    let link: rabbitmq::Settings = rabbitmq_settings("webhook");
+    let link: rabbitmq::Settings = rabbitmq_settings("webhook", &TOPOLOGY);
     let mut ingress = Role::new("ingress")
         .set("BRIDGE_BROKER_URL", link.urls[0].clone())
         .set("BRIDGE_BROKER_NAMESPACE", link.namespace.clone())
