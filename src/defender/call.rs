@@ -215,12 +215,21 @@ impl Session {
             let slots = Arc::clone(&inner.slots);
             let slot = slots.acquire_owned().await.expect("the slots of a session are never closed");
             let (tenant, client) = (&inner.account.tenant_id, &inner.account.client_id);
-            let permit = inner.defender.permits.permit(tenant, client, family, inner.purpose, inner.deadline);
-            // Refused means that there is none in time.
-            let refused = |wait| DefenderError::not_permitted(family, wait).out_of_time();
+            let until = self.permit_until(family);
+            let permit = inner.defender.permits.permit(tenant, client, family, inner.purpose, until);
+            // Refused means that there is none in time. Who is not patient does not try again either.
+            let refused = |wait| {
+                let refused = DefenderError::not_permitted(family, wait).out_of_time();
+                let failure = if until < inner.deadline { Failure::OutOfTime } else { refused.failure };
+                DefenderError { failure, ..refused }
+            };
             let _waits = inner.defender.metrics.as_ref().map(Metrics::waits_for_permit);
             let began = Instant::now();
-            let permitted = permit.await;
+            let permitted = match timeout_at(until, permit).await {
+                Ok(permitted) => permitted,
+                Err(_) if until < inner.deadline => Err(Duration::ZERO),
+                Err(_) => return Err(DefenderError::deadline(family)),
+            };
             propagation::permit(family.name(), began.elapsed());
             let void_at = permitted.map_err(refused)?;
             Ok(Ready { _slot: slot, void_at })
@@ -301,7 +310,8 @@ impl Session {
                 Ok(Err(error)) => {
                     // Whoever fetched may have had less time than we have.
                     let theirs = !fetched_here.load(Ordering::Relaxed);
-                    let ended_early = error.is_out_of_time() && error.retry_after().is_none();
+                    let ended_early = error.is_out_of_time() && error.retry_after().is_none()
+                        || error.is_not_permitted() && self.patience.is_none();
                     if theirs && ended_early && Instant::now() < self.inner.deadline {
                         continue;
                     }

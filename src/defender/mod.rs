@@ -392,6 +392,7 @@ impl Defender {
         };
         Session {
             actor: None,
+            patience: None,
             inner: Arc::new(Inner {
                 defender: self.clone(),
                 account,
@@ -415,6 +416,8 @@ pub struct Session {
     inner: Arc<Inner>,
     /// Who posts machine actions, if that is somebody else.
     actor: Option<Arc<Inner>>,
+    /// The longest that a call for alerts or a file profile waits for its permit; else until the deadline.
+    patience: Option<Duration>,
 }
 
 struct Inner {
@@ -608,7 +611,7 @@ impl Session {
 
     /// The session that posts machine actions.
     fn actor(&self) -> Session {
-        Session { inner: Arc::clone(self.actor.as_ref().unwrap_or(&self.inner)), actor: None }
+        Session { inner: Arc::clone(self.actor.as_ref().unwrap_or(&self.inner)), actor: None, patience: None }
     }
 
     /// The same credentials for a call that others have a part in: it ends with the last of them, and takes its own
@@ -624,12 +627,27 @@ impl Session {
         self.inner.deadline
     }
 
-    /// How many calls of `family` could still go out before this request ends, as far as this process knows (see
-    /// [`Permits::room`]).
+    /// The same, for somebody who knows what else to do when alerts and file profiles must wait: their calls are refused
+    /// with [`DefenderError::is_not_permitted`] when there is no permit within one in `part` of the time that the request
+    /// has now, and within `most`.
+    #[must_use]
+    pub fn hasty(&self, part: u32, most: Duration) -> Session {
+        let left = self.inner.deadline.saturating_duration_since(Instant::now());
+        Session { patience: Some((left / part).min(most)), ..self.clone() }
+    }
+
+    /// How many calls of `family` could still go out before this request, or its patience, ends, as far as this process
+    /// knows (see [`Permits::room`]).
     #[must_use]
     pub fn room(&self, family: Family) -> u32 {
         let Account { tenant_id, client_id, .. } = &*self.inner.account;
-        self.inner.defender.permits.room(tenant_id, client_id, family, self.inner.deadline)
+        self.inner.defender.permits.room(tenant_id, client_id, family, self.permit_until(family))
+    }
+
+    /// Until when a call that is about to be made waits for its permit.
+    fn permit_until(&self, family: Family) -> Instant {
+        let hasty = self.patience.filter(|_| matches!(family, Family::Alerts | Family::Files));
+        hasty.map_or(self.inner.deadline, |patience| self.inner.deadline.min(Instant::now() + patience))
     }
 
     fn api(&self, segments: &[&str], query: Option<&str>) -> Url {

@@ -84,6 +84,8 @@ pub(in crate::worker) struct Stops(Mutex<Stopped>);
 struct Stopped {
     families: Vec<Family>,
     request: bool,
+    /// There was no permit for alerts or file profiles, which share a quota, within the patience.
+    alerts_late: bool,
 }
 
 impl Stops {
@@ -91,6 +93,9 @@ impl Stops {
     pub(in crate::worker) fn note(&self, error: &DefenderError) {
         let mut stopped = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match reach(error) {
+            Reach::Family if error.is_not_permitted() && shares_alerts_quota(error.family()) => {
+                stopped.alerts_late = true
+            }
             Reach::Observable => {}
             Reach::Family => stopped.families.push(error.family()),
             Reach::Request => stopped.request = true,
@@ -101,8 +106,26 @@ impl Stops {
     pub(in crate::worker) fn allows(&self, family: Family) -> bool {
         let audience = if family == Family::Hunting { Audience::Graph } else { Audience::Defender };
         let stopped = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        !stopped.request && !stopped.families.iter().any(|of| *of == family || *of == Family::Token(audience))
+        let late = stopped.alerts_late && shares_alerts_quota(family);
+        !stopped.request && !late && !stopped.families.iter().any(|of| *of == family || *of == Family::Token(audience))
     }
+
+    /// Whether alerts are not asked for because there was no permit, and for no other reason.
+    pub(super) fn are_alerts_late(&self) -> bool {
+        let stopped = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let others = stopped.families.iter().any(|of| shares_alerts_quota(*of) || matches!(of, Family::Token(_)));
+        stopped.alerts_late && !stopped.request && !others
+    }
+
+    /// Alerts may be asked for again, with more patience.
+    pub(super) fn alerts_again(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).alerts_late = false;
+    }
+}
+
+/// `defender.md` 3.1.
+fn shares_alerts_quota(family: Family) -> bool {
+    matches!(family, Family::Alerts | Family::Files)
 }
 
 /// The failures of one request.

@@ -1,9 +1,10 @@
 //! The calls of one batch, in the order and number that `relay.md` 5.2 to 5.5 and `DESIGN.md` 5 allow: alerts by REST (or
-//! as `screen` has it, when their quota would not last), two or three hunting queries (events of MD5s, whose newest names
+//! as `screen` has it, when their quota would not last, or did not), two or three hunting queries (events of MD5s, whose newest names
 //! the file that alerts are asked by; all other events; devices), and the best-effort lookups.
 
 use std::collections::HashSet;
 use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
 
@@ -22,9 +23,15 @@ const CALLS: usize = 5;
 /// File profiles read for one request at most (`relay.md` 5.5): each costs a REST call.
 const PROFILE_LIMIT: usize = 50;
 
+/// Alerts and file profiles wait for a permit for one in so many parts of the request's time, and no longer than the usual
+/// request does; then hunting is asked for what it knows of them. The rest is for its queries, which have a pace.
+const PATIENCE: (u32, Duration) = (5, Duration::from_secs(10));
+
 /// One request's way of asking.
 pub(super) struct Gatherer<'a> {
     pub(super) session: &'a Session,
+    /// The same, where there is something else to do when the quota of alerts is used up.
+    pub(super) hasty: Session,
     /// `L` of `relay.md` 5.3.
     pub(super) limit: usize,
     pub(super) portal_url: &'a str,
@@ -84,7 +91,8 @@ impl<'a> Gatherer<'a> {
     /// A request's way of asking, with nothing asked yet. `limit` is `L` of `relay.md` 5.3.
     pub(super) fn new(session: &'a Session, limit: usize, portal_url: &'a str, tenant_id: &'a str) -> Self {
         let profiles_left = AtomicUsize::new(PROFILE_LIMIT);
-        Self { session, limit, portal_url, tenant_id, file_alerts: FileAlerts::default(), profiles_left }
+        let hasty = session.hasty(PATIENCE.0, PATIENCE.1);
+        Self { session, hasty, limit, portal_url, tenant_id, file_alerts: FileAlerts::default(), profiles_left }
     }
 
     /// Asks about all observables of `batch`, which come with their positions in the request.
@@ -103,13 +111,21 @@ impl<'a> Gatherer<'a> {
             })
             .collect();
         let calls = subjects.iter().map(|subject| alert_calls(subject.observable.kind)).sum();
-        match self.session.plan_all(calls) {
+        let late = match self.hasty.plan_all(calls) {
             Some(plan) => {
-                self.alerts(&mut subjects, plan, failures).await;
+                let late = self.alerts(&mut subjects, plan, failures).await;
                 let open = |subject: &Subject<'_>| subject.room > 0 && !subject.is_md5();
                 self.events(&mut subjects, open, failures).await;
+                late
             }
-            None => self.screened(&mut subjects, failures).await,
+            None => {
+                self.events(&mut subjects, |_| true, failures).await;
+                (0..subjects.len()).collect()
+            }
+        };
+        if !late.is_empty() {
+            failures.stops().alerts_again();
+            self.screened(&mut subjects, late, failures).await;
         }
         let (lookups, all_known) = self.lookups(&subjects, failures).await;
         subjects
@@ -122,8 +138,9 @@ impl<'a> Gatherer<'a> {
     }
 
     /// Alerts of every observable. The alert route of a file takes SHA-1 only: a SHA-256 is looked up first, and of an
-    /// MD5 only events are known, the newest of which may name a SHA-1 (`relay.md` 5.2).
-    async fn alerts(&self, subjects: &mut [Subject<'_>], plan: Plan, failures: &mut Failures) {
+    /// MD5 only events are known, the newest of which may name a SHA-1 (`relay.md` 5.2). Returns whose alerts the quota had
+    /// no room for.
+    async fn alerts(&self, subjects: &mut [Subject<'_>], plan: Plan, failures: &mut Failures) -> Vec<usize> {
         let is_md5 = |subject: &Subject<'_>| subject.is_md5();
         let plain: Vec<(usize, &Observable)> = subjects
             .iter()
@@ -138,16 +155,17 @@ impl<'a> Gatherer<'a> {
         // Nothing of the one depends on the other.
         let (found, hunted) =
             tokio::join!(self.alerts_of(plain, &stops, done), async { self.session.events(&md5s).await });
-        self.note_alerts(subjects, found, failures);
+        let mut late = self.note_alerts(subjects, found, failures);
         self.note_events(subjects, is_md5, hunted, failures);
 
         let by_sha1 = subjects.iter().enumerate().filter(|(_, subject)| subject.is_md5());
         let by_sha1: Vec<_> = by_sha1.filter_map(|(at, subject)| Some((at, newest_sha1(&subject.events)?))).collect();
         let found = self.alerts_by_sha1(by_sha1, &stops).await;
-        self.note_alerts(subjects, found, failures);
+        late.extend(self.note_alerts(subjects, found, failures));
         for subject in subjects.iter_mut().filter(|subject| subject.is_md5()) {
             subject.events.truncate(subject.room);
         }
+        late
     }
 
     async fn alerts_of(
@@ -161,37 +179,45 @@ impl<'a> Gatherer<'a> {
         };
         let done = &done;
         ask(wanted, stops, needs, |observable| async move {
-            let found = self.alerts_of_one(observable).await;
+            let found = self.alerts_of_one(&self.hasty, observable).await;
             done(observable.kind);
             found
         })
         .await
     }
 
-    pub(super) async fn alerts_of_one(&self, observable: &Observable) -> Result<Alerts, DefenderError> {
+    pub(super) async fn alerts_of_one(
+        &self,
+        session: &Session,
+        observable: &Observable,
+    ) -> Result<Alerts, DefenderError> {
         let value = &observable.value;
         match observable.kind {
-            Kind::Sha1 => self.file_alerts.of(self.session, value, self.limit).await,
-            Kind::Sha256 => match self.session.file(value).await?.and_then(|file| file.sha1) {
-                Some(sha1) if !sha1.is_empty() => self.file_alerts.of(self.session, &sha1, self.limit).await,
+            Kind::Sha1 => self.file_alerts.of(session, value, self.limit).await,
+            Kind::Sha256 => match session.file(value).await?.and_then(|file| file.sha1) {
+                Some(sha1) if !sha1.is_empty() => self.file_alerts.of(session, &sha1, self.limit).await,
                 _ => Ok(Alerts::default()),
             },
-            Kind::Domain => self.session.domain_alerts(value, self.limit).await,
-            Kind::Ip | Kind::Ipv6 => self.session.ip_alerts(value, self.limit).await,
+            Kind::Domain => session.domain_alerts(value, self.limit).await,
+            Kind::Ip | Kind::Ipv6 => session.ip_alerts(value, self.limit).await,
             Kind::Md5 | Kind::MachineId => Ok(Alerts::default()),
         }
     }
 
     async fn alerts_by_sha1(&self, wanted: Vec<(usize, String)>, stops: &Stops) -> Answers<Alerts> {
-        let call = |sha1: String| async move { self.file_alerts.of(self.session, &sha1, self.limit).await };
+        let call = |sha1: String| async move { self.file_alerts.of(&self.hasty, &sha1, self.limit).await };
         ask(wanted, stops, |_| &[Family::Alerts], call).await
     }
 
-    fn note_alerts(&self, subjects: &mut [Subject<'_>], found: Answers<Alerts>, failures: &mut Failures) {
+    /// Returns those that the quota had no room for.
+    fn note_alerts(&self, subjects: &mut [Subject<'_>], found: Answers<Alerts>, failures: &mut Failures) -> Vec<usize> {
+        let mut late = Vec::new();
         for (at, result) in found {
             let subject = &mut subjects[at];
             match result {
                 Some(Ok(found)) => subject.take_alerts(self.limit, found),
+                Some(Err(error)) if error.is_not_permitted() => late.push(at),
+                None if failures.stops().are_alerts_late() => late.push(at),
                 Some(Err(error)) => {
                     subject.complete = false;
                     failures.add(&error, [subject.position]);
@@ -203,6 +229,7 @@ impl<'a> Gatherer<'a> {
                 }
             }
         }
+        late
     }
 
     /// Events of the observables that `wanted` holds for, as many as each has room for: one query for all.

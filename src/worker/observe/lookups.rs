@@ -29,7 +29,7 @@ impl Gatherer<'_> {
         profiles.truncate(profiles_left);
         self.profiles_left.fetch_sub(profiles.len(), Ordering::Relaxed);
         // Profiles share the alerts' quota, and alerts are worth more.
-        let plan = self.session.plan_all(profiles.len());
+        let plan = self.hasty.plan_all(profiles.len());
         if plan.is_none() {
             cut = true;
             profiles.clear();
@@ -43,7 +43,7 @@ impl Gatherer<'_> {
                 &stops,
                 |_| &[Family::Files],
                 |hash| async move {
-                    let file = self.session.file(&hash).await?;
+                    let file = self.hasty.file(&hash).await?;
                     Ok((hash, file))
                 }
             ),

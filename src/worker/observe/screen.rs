@@ -1,5 +1,5 @@
-//! Alerts when their quota would not last for all that waits (`DESIGN.md` 5): hunting says first which observables have
-//! any, and REST is spent on those.
+//! Alerts when their quota would not last for all that waits, or did not (`DESIGN.md` 5): hunting says first which
+//! observables have any, and REST is spent on those.
 //!
 //! Hunting sees 30 days; an observable that it knows no alert of is answered so, and the answer says that older ones were
 //! not asked for. Where even the alerts that exist outrun the quota, the most recent ones get the calls, and of the others
@@ -12,7 +12,7 @@ use super::answers::Depth;
 use super::failures::Failures;
 use super::gather::{Gatherer, Subject, ask, newest_sha1, numbered};
 use crate::defender::model::{AlertDetails, RecentAlert};
-use crate::defender::{Alerts, DefenderError, Family, Kind as Failed, Sort, Sought};
+use crate::defender::{Alerts, DefenderError, Family, Kind as Failed, Session, Sort, Sought};
 use crate::mapping::hunted;
 use crate::relay::Kind;
 
@@ -41,10 +41,9 @@ impl Suspect {
 }
 
 impl Gatherer<'_> {
-    /// Alerts and events of every observable, with as few calls for alerts as that takes.
-    pub(super) async fn screened(&self, subjects: &mut [Subject<'_>], failures: &mut Failures) {
-        self.events(subjects, |_| true, failures).await;
-        let mut suspects = self.screen(subjects, failures).await;
+    /// Alerts of the observables at `late`, whose events are known, with as few calls as that takes.
+    pub(super) async fn screened(&self, subjects: &mut [Subject<'_>], late: Vec<usize>, failures: &mut Failures) {
+        let mut suspects = self.screen(subjects, late, failures).await;
         suspects.sort_by(|one, next| next.newest().cmp(&one.newest()));
 
         // The most recent alerts first, as far as the calls last. What hunting could not say anything about is asked for
@@ -52,7 +51,7 @@ impl Gatherer<'_> {
         let (known, unknown): (Vec<Suspect>, Vec<Suspect>) =
             suspects.into_iter().partition(|suspect| suspect.recent.is_some());
         let calls = |suspect: &Suspect| suspect.calls(subjects[suspect.at].observable.kind);
-        let plan = self.session.plan(known.iter().map(calls).sum());
+        let plan = self.hasty.plan(known.iter().map(calls).sum());
         let mut left = plan.calls();
         let (mut asked, mut shown) = (Vec::new(), Vec::new());
         for suspect in known {
@@ -64,9 +63,10 @@ impl Gatherer<'_> {
                 _ => shown.push(suspect),
             }
         }
-        asked.extend(unknown);
-        shown.extend(self.ask_suspects(subjects, asked, failures).await);
+        shown.extend(self.ask_suspects(&self.hasty, subjects, asked, failures).await);
         drop(plan);
+        failures.stops().alerts_again();
+        self.ask_suspects(self.session, subjects, unknown, failures).await;
         self.show_hunted(subjects, shown, failures).await;
         for subject in subjects {
             subject.events.truncate(subject.room);
@@ -74,10 +74,11 @@ impl Gatherer<'_> {
     }
 
     /// Which observables have alerts. Those that have none are answered herewith.
-    async fn screen(&self, subjects: &mut [Subject<'_>], failures: &mut Failures) -> Vec<Suspect> {
+    async fn screen(&self, subjects: &mut [Subject<'_>], late: Vec<usize>, failures: &mut Failures) -> Vec<Suspect> {
         let mut suspects = Vec::new();
         let mut sought = Vec::new();
-        for (at, subject) in subjects.iter_mut().enumerate() {
+        for at in late {
+            let subject = &subjects[at];
             let sha1 = match subject.observable.kind {
                 Kind::Sha1 => Some(subject.observable.value.clone()),
                 Kind::Sha256 | Kind::Md5 => newest_sha1(&subject.events),
@@ -123,6 +124,7 @@ impl Gatherer<'_> {
     /// and of which hunting knows something.
     async fn ask_suspects(
         &self,
+        session: &Session,
         subjects: &mut [Subject<'_>],
         suspects: Vec<Suspect>,
         failures: &mut Failures,
@@ -138,8 +140,8 @@ impl Gatherer<'_> {
             let call = |at: usize| async move {
                 let suspect = &suspects[at];
                 match &suspect.sha1 {
-                    Some(sha1) => self.file_alerts.of(self.session, sha1, self.limit).await,
-                    None => self.alerts_of_one(subjects[suspect.at].observable).await,
+                    Some(sha1) => self.file_alerts.of(session, sha1, self.limit).await,
+                    None => self.alerts_of_one(session, subjects[suspect.at].observable).await,
                 }
             };
             ask(numbered((0..suspects.len()).collect()), &stops, needs, call).await

@@ -25,6 +25,8 @@ struct Scarce {
     left: AtomicU32,
     /// What is said to be left, where that is not the truth.
     said: Option<u32>,
+    /// Who gets none is told nothing.
+    silent: bool,
     hunting: bool,
 }
 
@@ -43,7 +45,15 @@ impl Permits for Scarce {
             Family::Hunting => self.hunting,
             _ => true,
         };
-        async move { if granted { Ok(until) } else { Err(Duration::from_secs(3_600)) } }.boxed()
+        let silent = self.silent;
+        async move {
+            match granted {
+                true => Ok(until),
+                false if silent => std::future::pending().await,
+                false => Err(Duration::from_secs(3_600)),
+            }
+        }
+        .boxed()
     }
 
     fn room(&self, _: &str, _: &str, family: Family, _: Instant) -> u32 {
@@ -59,7 +69,7 @@ async fn scarce(data: Value, scarce: Scarce) -> TestBridge {
 }
 
 fn calls(left: u32) -> Scarce {
-    Scarce { left: AtomicU32::new(left), said: None, hunting: true }
+    Scarce { left: AtomicU32::new(left), said: None, silent: false, hunting: true }
 }
 
 /// `count` names with an event each; the first `alarming` have an alert with evidence, that of the first the newest.
@@ -157,10 +167,52 @@ async fn alerts_beyond_the_quota_are_shown_as_hunting_knows_them_the_newest_are_
 #[tokio::test]
 async fn a_call_that_is_refused_all_the_same_shows_what_hunting_knows() {
     let (names, data) = names(4, 3);
-    let bridge = scarce(data, Scarce { left: AtomicU32::new(1), said: Some(3), hunting: true }).await;
+    let bridge = scarce(data, Scarce { said: Some(3), ..calls(1) }).await;
     let answer = ask(&bridge, &names).await;
     assert_eq!(alerts(&answer).len(), 3, "{}", answer.text);
     assert_eq!(answer.errors().iter().filter(|(_, message, _)| message.starts_with(HUNTED)).count(), 2);
+    bridge.stop().await;
+}
+
+/// Others have used what was left when the request began.
+#[tokio::test]
+async fn where_the_quota_does_not_last_hunting_says_what_it_knows_of_the_rest() {
+    for silent in [false, true] {
+        let (names, data) = names(7, 5);
+        let permits = Scarce { said: Some(100), silent, ..calls(2) };
+        let options = Options {
+            permits: Some(Permitting(Arc::new(permits))),
+            deadline: Duration::from_secs(10),
+            ..Options::default()
+        };
+        let bridge = bridge_with(data, options).await;
+        let answer = ask(&bridge, &names).await;
+        let full = |n: usize| (format!("d{n}.example"), Some("What happened.".to_owned()), 1);
+        let hunted = |n: usize| (format!("d{n}.example"), Some("Category: Malware".to_owned()), 1);
+        assert_eq!(alerts(&answer), [full(0), full(1), hunted(2), hunted(3), hunted(4)], "{}", answer.text);
+        assert_eq!(answer.sightings().len(), 12);
+        let mut errors: Vec<_> =
+            (5..7).map(|n| warning("warning", &format!("{OLDER} Observable: d{n}.example."))).collect();
+        errors.extend((2..5).map(|n| warning("warning", &format!("{HUNTED} Observable: d{n}.example."))));
+        assert_eq!(answer.errors(), errors);
+        // Events, alerts, evidence, devices.
+        assert_eq!((bridge.control().calls("alerts"), bridge.control().calls("hunting")), (2, 4), "{silent}");
+        bridge.stop().await;
+    }
+}
+
+/// Then their own calls are waited for as long as the request lasts.
+#[tokio::test]
+async fn where_hunting_does_not_say_either_exactly_the_others_have_an_error() {
+    let (names, data) = names(5, 5);
+    let bridge = scarce(data, Scarce { said: Some(100), hunting: false, ..calls(2) }).await;
+    let answer = ask(&bridge, &names).await;
+    assert_eq!(alerts(&answer).len(), 2, "{}", answer.text);
+    let named: Vec<_> =
+        (2..5).map(|n| fatal("too many requests", &format!("{TOO_MANY} Observable: d{n}.example."))).collect();
+    let errors = answer.errors();
+    let of_alerts = |(_, message, _): &&(String, String, String)| message.starts_with(TOO_MANY);
+    assert_eq!(errors.iter().filter(of_alerts).cloned().collect::<Vec<_>>(), named, "{errors:?}");
     bridge.stop().await;
 }
 

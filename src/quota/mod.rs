@@ -12,18 +12,22 @@
 //! # Who goes first
 //! Of the families that containment uses, a part (`RESERVED`) is for containment alone. For the others the askers, one
 //! for each worker, take turns: one that asks gets nothing of what those before it in line have been told to come for, and
-//! no more than its part where others wait.
+//! no more than its part where others wait. Calls that many share are spent evenly (`window`).
 //!
 //! # Several books
 //! Each desk writes its uses under a name of its own. Merging two books takes the larger figure of each (slot, name), so
 //! it may be done in any order and any number of times. Uses that another desk wrote are kept `SKEW` longer, for its
 //! clock may be ahead or behind.
 
+mod window;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+use self::window::{Line, Window};
 
 /// A permit that was not used so long after it was asked for is void. A round trip to the desk takes milliseconds, a
 /// retained write among it some more.
@@ -32,23 +36,14 @@ pub const LIFETIME: Duration = Duration::from_millis(1_500);
 /// From a call's start until the service counts it: connecting and sending take a few round trips.
 pub const SLACK: Duration = Duration::from_secs(1);
 
-/// How far the clocks of two desks may be apart. Time services keep them within a second.
-const SKEW: Duration = Duration::from_secs(1);
-
 /// A window's uses are noted in slots of this part of its length: 250 ms, and 15 s.
 const SLOTS: u32 = 240;
 
 /// The part of a limit that is kept for containment, where containment uses the family, is one in this many.
 const RESERVED: u32 = 5;
 
-/// Permits that one asker is given in one turn while others may want some.
-const TURN: u32 = 10;
-
 /// The longest an asker waits before it asks again: what the desk knows may change.
 pub const AGAIN: Duration = Duration::from_secs(5);
-
-/// An asker that comes so much later than it was told has lost its place.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The longest a `Retry-After` is obeyed: the service's longest window.
 const HOLD_LIMIT: Duration = Duration::from_secs(3_600);
@@ -116,6 +111,11 @@ impl Row {
     const fn serves_containment(self) -> bool {
         matches!(self, Row::Machines | Row::Actions | Row::MachineActions | Row::Indicators)
     }
+
+    /// Whether one call answers whatever waits for it.
+    const fn is_shared(self) -> bool {
+        matches!(self, Row::Hunting)
+    }
 }
 
 /// Calls in a window, from 1.
@@ -181,6 +181,7 @@ impl Settings {
         let window = |limit: u32, length: Duration| Window {
             limit,
             kept: kept(row, limit),
+            paced: row.is_shared(),
             stay: length + LIFETIME + SLACK,
             slot_ms: millis(length / SLOTS).max(1),
             uses: BTreeMap::new(),
@@ -252,139 +253,6 @@ pub struct Word {
     pub wait_ms: u64,
     /// How many more lookups fit in until each of [`FREE_AT_SECONDS`] if nobody else makes any.
     pub free: Vec<u32>,
-}
-
-/// Uses by slot and by who noted them.
-#[derive(Debug, Clone)]
-struct Window {
-    limit: u32,
-    kept: u32,
-    /// How long a use counts after its slot has ended.
-    stay: Duration,
-    slot_ms: u64,
-    uses: BTreeMap<(u64, Uuid), u32>,
-}
-
-impl Window {
-    fn slot_at(&self, now: Duration) -> u64 {
-        u64::try_from(now.as_millis()).unwrap_or(u64::MAX) / self.slot_ms
-    }
-
-    /// When what is noted under `key` counts no more.
-    fn end(&self, (slot, by): (u64, Uuid), own: Uuid) -> Duration {
-        let over = Duration::from_millis((slot + 1).saturating_mul(self.slot_ms));
-        over + self.stay + if by == own { Duration::ZERO } else { SKEW }
-    }
-
-    fn prune(&mut self, own: Uuid, now: Duration) {
-        let gone: Vec<_> = self.uses.keys().copied().filter(|key| self.end(*key, own) <= now).collect();
-        for key in gone {
-            self.uses.remove(&key);
-        }
-    }
-
-    fn cap(&self, class: Class) -> u32 {
-        match class {
-            Class::Containment => self.limit,
-            Class::Lookup => self.limit - self.kept,
-        }
-    }
-
-    /// How many calls fit in at `at`, if none is made until then.
-    fn free(&self, class: Class, own: Uuid, at: Duration) -> u32 {
-        let used = self.uses.iter().filter(|(key, _)| self.end(**key, own) > at).map(|(_, count)| *count);
-        self.cap(class).saturating_sub(used.fold(0, u32::saturating_add))
-    }
-
-    /// When the last of `count` calls fits in, if no others are made until then.
-    fn room_at(&self, class: Class, count: u32, own: Uuid, now: Duration) -> Duration {
-        let cap = self.cap(class);
-        // More than fit in at once go in rounds.
-        let rounds = count.saturating_sub(1) / cap;
-        let count = count - rounds * cap;
-        let mut lacking = self.uses.values().fold(count, |sum, count| sum.saturating_add(*count)).saturating_sub(cap);
-        let mut ends: Vec<_> = self.uses.iter().map(|(key, count)| (self.end(*key, own), *count)).collect();
-        ends.sort_unstable();
-        let mut at = now;
-        for (end, count) in ends {
-            if lacking == 0 {
-                break;
-            }
-            lacking = lacking.saturating_sub(count);
-            at = end;
-        }
-        at + (self.stay + Duration::from_millis(self.slot_ms)).saturating_mul(rounds)
-    }
-}
-
-/// One account's calls of one family.
-#[derive(Debug, Clone)]
-struct Line {
-    windows: Vec<Window>,
-    held_until: Duration,
-    /// Askers that have been told to come again, and until when they keep their place.
-    turns: VecDeque<(Uuid, Duration)>,
-    asked: Duration,
-}
-
-impl Line {
-    fn free(&self, class: Class, own: Uuid, at: Duration) -> u32 {
-        if at < self.held_until {
-            return 0;
-        }
-        self.windows.iter().map(|window| window.free(class, own, at)).min().unwrap_or_default()
-    }
-
-    fn room_at(&self, class: Class, count: u32, own: Uuid, now: Duration) -> Duration {
-        let at = self.windows.iter().map(|window| window.room_at(class, count, own, now));
-        at.max().unwrap_or(now).max(self.held_until)
-    }
-
-    fn take(&mut self, count: u32, own: Uuid, now: Duration) {
-        for window in &mut self.windows {
-            let key = (window.slot_at(now), own);
-            let noted = window.uses.entry(key).or_default();
-            *noted = noted.saturating_add(count);
-        }
-    }
-
-    fn ask(&mut self, asker: Uuid, class: Class, want: u32, own: Uuid, now: Duration) -> Word {
-        self.asked = now;
-        self.turns.retain(|(_, until)| *until > now);
-        let free = self.free(class, own, now);
-        let (granted, before) = match class {
-            Class::Containment => (want.min(free), 0),
-            Class::Lookup => {
-                let place = self.turns.iter().position(|(other, _)| *other == asker).unwrap_or(self.turns.len());
-                let before = u32::try_from(place).unwrap_or(u32::MAX);
-                let waiting = u32::try_from(self.turns.len().max(place + 1)).unwrap_or(u32::MAX);
-                let share = free.div_ceil(waiting).min(free.saturating_sub(before));
-                (want.min(TURN).min(share), before)
-            }
-        };
-        if granted > 0 {
-            self.take(granted, own, now);
-        }
-        if granted > 0 && class == Class::Lookup {
-            // It had its turn.
-            self.turns.retain(|(other, _)| *other != asker);
-        }
-        let mut wait = Duration::ZERO;
-        if granted < want {
-            let before = if granted > 0 { u32::try_from(self.turns.len()).unwrap_or(u32::MAX) } else { before };
-            let before = if class == Class::Lookup { before } else { 0 };
-            wait = self.room_at(class, before.saturating_add(1), own, now).saturating_sub(now);
-            if class == Class::Lookup {
-                let until = now + wait.min(AGAIN) + PATIENCE;
-                match self.turns.iter_mut().find(|(other, _)| *other == asker) {
-                    Some(turn) => turn.1 = until,
-                    None => self.turns.push_back((asker, until)),
-                }
-            }
-        }
-        let free = FREE_AT_SECONDS.iter().map(|after| self.free(Class::Lookup, own, now + Duration::from_secs(*after)));
-        Word { granted, wait_ms: millis(wait), free: free.collect() }
-    }
 }
 
 /// Rounded up: who comes too early has to come again.
@@ -565,7 +433,7 @@ impl Book {
         }
         for (key, line) in &self.lines {
             for (index, window) in line.windows.iter().enumerate() {
-                let left = window.free(Class::Containment, self.own, now);
+                let left = window.free(Class::Containment, self.own, now, now);
                 let used = window.limit.saturating_sub(left);
                 if let Some(shown) = levels.get_mut(&(key.row, index)).filter(|shown| left < shown.left) {
                     (shown.used, shown.left) = (used, left);
