@@ -77,7 +77,10 @@ pub async fn run(plan: &Plan, broker_url: &str) -> anyhow::Result<bool> {
     if plan.keep_logs || !judged.as_ref().is_ok_and(|held| *held) {
         println!("logs: {}", stage.keep_logs().display());
     }
-    judged
+    let struck = stage.strike().await;
+    let held = judged?;
+    struck?;
+    Ok(held)
 }
 
 async fn play(plan: &Plan, stage: &mut Stage) -> anyhow::Result<bool> {

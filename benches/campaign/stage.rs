@@ -65,7 +65,7 @@ pub struct Stage {
     broker: RabbitMq,
     /// To look at queues that the product does not show.
     link: Connection,
-    namespace: String,
+    broker_settings: rabbitmq::Settings,
     ingress_process: Process,
     folder: Option<TempDir>,
 }
@@ -128,13 +128,13 @@ impl Stage {
             }
             sleep(RESTART_PAUSE).await;
         };
-        let broker = RabbitMq::connect(rabbitmq::Settings {
+        let broker_settings = rabbitmq::Settings {
             urls: vec![broker_url.to_owned()],
             namespace: namespace.clone(),
             connection_name: "bench".to_owned(),
             topology: &TOPOLOGY,
-        })
-        .await?;
+        };
+        let broker = RabbitMq::connect(broker_settings.clone()).await?;
         let link = Connection::connect(broker_url, ConnectionProperties::default()).await?;
         let mut stage = Self {
             simulator,
@@ -145,7 +145,7 @@ impl Stage {
             environment,
             broker,
             link,
-            namespace,
+            broker_settings,
             ingress_process,
             folder: Some(folder),
         };
@@ -158,6 +158,13 @@ impl Stage {
             stage.ready(worker).await?;
         }
         Ok(stage)
+    }
+
+    /// Ends the processes and deletes what they had at the broker.
+    pub async fn strike(self) -> anyhow::Result<()> {
+        drop((self.workers, self.ingress_process));
+        self.broker.close().await;
+        Ok(RabbitMq::delete_namespace(&self.broker_settings).await?)
     }
 
     pub fn control(&self) -> &Control {
@@ -277,7 +284,7 @@ impl Stage {
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let mut delayed = 0;
         for rung in RUNGS {
-            let name = format!("{}.delay.{rung}", self.namespace);
+            let name = format!("{}.delay.{rung}", self.broker_settings.namespace);
             let queue = channel.queue_declare(name.into(), passive, FieldTable::default()).await?;
             delayed += u64::from(queue.message_count());
         }

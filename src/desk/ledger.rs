@@ -33,7 +33,7 @@ pub struct Isolation {
     pub until: Option<Timestamp>,
 }
 
-/// A machine whose isolation was asked for, or may have been, and of which nothing else is known.
+/// A machine whose isolation was asked for, or may have been, and of which nothing else is known (`DESIGN.md` 2, `isolation`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Asked {
     /// Defender's id of the machine.
