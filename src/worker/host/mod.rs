@@ -10,6 +10,7 @@
 mod contain;
 mod enrich;
 mod lookup;
+mod settle;
 mod write;
 
 use std::fmt;
