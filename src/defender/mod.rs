@@ -627,7 +627,7 @@ impl Session {
         self.inner.deadline
     }
 
-    /// The same, for somebody who knows what else to do when alerts and file profiles must wait: their calls are refused
+    /// This session for somebody who knows what else to do when alerts and file profiles must wait: their calls are refused
     /// with [`DefenderError::is_not_permitted`] when there is no permit within one in `part` of the time that the request
     /// has now, and within `most`.
     #[must_use]

@@ -106,7 +106,8 @@ impl Window {
         let used = self.used();
         let at_once = (cap / AT_ONCE).max(1).saturating_sub(used);
         let last = self.uses.keys().next_back().filter(|_| at_once == 0);
-        let since = last.map_or(now, |(slot, _)| Duration::from_millis(slot.saturating_mul(self.slot_ms)));
+        // Another desk's clock may be ahead.
+        let since = last.map_or(now, |(slot, _)| Duration::from_millis(slot.saturating_mul(self.slot_ms)).min(now));
         // Until a use leaves there is only what is free before it: the longest of these waits rules. The first call after
         // a use has left is not among them, hence the one more.
         let (mut free, mut every) = (cap.saturating_sub(used), self.stay / cap);
