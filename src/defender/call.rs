@@ -311,7 +311,7 @@ impl Session {
                     // Whoever fetched may have had less time than we have.
                     let theirs = !fetched_here.load(Ordering::Relaxed);
                     let ended_early = error.is_out_of_time() && error.retry_after().is_none()
-                        || error.is_not_permitted() && self.patience.is_none();
+                        || family.shares_alerts_quota() && error.is_not_permitted() && self.patience.is_none();
                     if theirs && ended_early && Instant::now() < self.inner.deadline {
                         continue;
                     }

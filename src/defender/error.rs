@@ -64,6 +64,12 @@ impl Family {
 }
 
 impl Family {
+    /// Whether its calls count against the quota of alerts (`defender.md` 3.1).
+    #[must_use]
+    pub const fn shares_alerts_quota(self) -> bool {
+        matches!(self, Family::Alerts | Family::Files)
+    }
+
     /// Its name in messages and metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {

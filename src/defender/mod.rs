@@ -646,7 +646,7 @@ impl Session {
 
     /// Until when a call that is about to be made waits for its permit.
     fn permit_until(&self, family: Family) -> Instant {
-        let hasty = self.patience.filter(|_| matches!(family, Family::Alerts | Family::Files));
+        let hasty = self.patience.filter(|_| family.shares_alerts_quota());
         hasty.map_or(self.inner.deadline, |patience| self.inner.deadline.min(Instant::now() + patience))
     }
 

@@ -107,30 +107,26 @@ type Verdict<'t> = (Want, Audited, Option<Reason>, Option<&'t str>);
 impl Look<'_> {
     /// Writes the state, then the notes, then takes the triggers off: whatever dies before the last step is found again
     /// and done again without harm.
-    pub(super) async fn settle(&self, calls: &Calls, case: &Case<'_>, acted: Acted) -> Result<Ended, Failed> {
-        let Acted { context, machine, change, tale } = acted;
-        self.tell_desk(case, machine.as_deref(), &change);
-        if let Some(tale) = &tale {
-            self.audit(case, machine.as_deref(), &change, tale).await;
+    pub(super) async fn settle(&self, calls: &Calls, case: &Case<'_>, mut acted: Acted) -> Result<Ended, Failed> {
+        self.tell_desk(case, acted.machine.as_deref(), &acted.change);
+        if let Some(tale) = &acted.tale {
+            self.audit(case, acted.machine.as_deref(), &acted.change, tale).await;
         }
-        let context = match context {
+        acted.context = match acted.context {
             None if case.decision.enrich => Some(self.find(calls, case.host).await?.for_context),
             context => context,
         };
-        let mut wanted = Wanted { context: context.as_ref(), change: &change, consumed: &[] };
+        let mut wanted = Wanted { context: acted.context.as_ref(), change: &acted.change, consumed: &[] };
         if let Written::Gone = self.write_tags(&calls.cognito, &wanted, None).await? {
             return Ok(Ended::Done("gone"));
         }
         if let Some(present) = self.notes(&calls.cognito).await {
-            if let Some(context) = &context {
+            if let Some(context) = &acted.context {
                 self.write_context_note(calls, case.host, context, &present).await;
             }
-            if let Some(tale) = &tale {
-                self.write_action_note(calls, case, context.as_ref(), machine.as_deref(), &change, tale, &present)
-                    .await;
-            }
+            self.write_action_note(calls, case, &acted, &present).await;
         }
-        match &change {
+        match &acted.change {
             Change::NotDone(Reason::Paused) => {
                 return Ok(Ended::Later("held", HELD_AGAIN, Progress { held: true, ..Progress::default() }));
             }
@@ -144,30 +140,26 @@ impl Look<'_> {
         {
             return Ok(Ended::Done("gone"));
         }
-        Ok(self.afterwards(case, &change))
+        Ok(self.afterwards(case, &acted.change))
     }
 
     /// The action note, unless the host has it or there is no news.
-    #[allow(clippy::too_many_arguments, reason = "everything the note is about")]
-    async fn write_action_note(
-        &self,
-        calls: &Calls,
-        case: &Case<'_>,
-        context: Option<&Context>,
-        machine_id: Option<&str>,
-        change: &Change,
-        tale: &Tale,
-        present: &[Note],
-    ) {
-        if !notes::is_news(&case.state, change) && !matches!(tale, Tale::EndUnreadable { .. }) {
+    async fn write_action_note(&self, calls: &Calls, case: &Case<'_>, acted: &Acted, present: &[Note]) {
+        let Some(tale) = &acted.tale else { return };
+        if !notes::is_news(&case.state, &acted.change) && !matches!(tale, Tale::EndUnreadable { .. }) {
             return;
         }
         let settings = &self.hosts.settings;
-        let machine_name = match context {
+        let machine_name = match &acted.context {
             Some(Context::Found { machine, .. }) => machine.computer_dns_name.as_deref(),
             _ => None,
         };
-        let subject = Subject { brain: &settings.brain, host_id: case.host.id, machine_id, machine_name };
+        let subject = Subject {
+            brain: &settings.brain,
+            host_id: case.host.id,
+            machine_id: acted.machine.as_deref(),
+            machine_name,
+        };
         // Every sweep after its end sees the same isolation that is over: told once.
         let cause = match (case.decision.act, case.state.until) {
             (Act::Expire, Some(until)) => state::until_text(until),

@@ -93,7 +93,7 @@ impl Stops {
     pub(in crate::worker) fn note(&self, error: &DefenderError) {
         let mut stopped = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match reach(error) {
-            Reach::Family if error.is_not_permitted() && shares_alerts_quota(error.family()) => {
+            Reach::Family if error.is_not_permitted() && error.family().shares_alerts_quota() => {
                 stopped.alerts_late = true
             }
             Reach::Observable => {}
@@ -106,14 +106,14 @@ impl Stops {
     pub(in crate::worker) fn allows(&self, family: Family) -> bool {
         let audience = if family == Family::Hunting { Audience::Graph } else { Audience::Defender };
         let stopped = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let late = stopped.alerts_late && shares_alerts_quota(family);
+        let late = stopped.alerts_late && family.shares_alerts_quota();
         !stopped.request && !late && !stopped.families.iter().any(|of| *of == family || *of == Family::Token(audience))
     }
 
     /// Whether alerts are not asked for because there was no permit, and for no other reason.
     pub(super) fn are_alerts_late(&self) -> bool {
         let stopped = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let others = stopped.families.iter().any(|of| shares_alerts_quota(*of) || matches!(of, Family::Token(_)));
+        let others = stopped.families.iter().any(|of| of.shares_alerts_quota() || matches!(of, Family::Token(_)));
         stopped.alerts_late && !stopped.request && !others
     }
 
@@ -121,11 +121,6 @@ impl Stops {
     pub(super) fn alerts_again(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).alerts_late = false;
     }
-}
-
-/// `defender.md` 3.1.
-fn shares_alerts_quota(family: Family) -> bool {
-    matches!(family, Family::Alerts | Family::Files)
 }
 
 /// The failures of one request.

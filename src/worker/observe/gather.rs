@@ -23,9 +23,12 @@ const CALLS: usize = 5;
 /// File profiles read for one request at most (`relay.md` 5.5): each costs a REST call.
 const PROFILE_LIMIT: usize = 50;
 
-/// Alerts and file profiles wait for a permit for one in so many parts of the request's time, and no longer than the usual
-/// request does; then hunting is asked for what it knows of them. The rest is for its queries, which have a pace.
-const PATIENCE: (u32, Duration) = (5, Duration::from_secs(10));
+/// The longest that alerts and file profiles wait for a permit; then hunting is asked for what it knows of them, and the rest
+/// of the request's time is for its queries, which keep a pace. A fifth of the usual 50 s.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A request that has less time than usual waits one in so many parts of it.
+const PATIENCE_PART: u32 = 5;
 
 /// One request's way of asking.
 pub(super) struct Gatherer<'a> {
@@ -91,7 +94,7 @@ impl<'a> Gatherer<'a> {
     /// A request's way of asking, with nothing asked yet. `limit` is `L` of `relay.md` 5.3.
     pub(super) fn new(session: &'a Session, limit: usize, portal_url: &'a str, tenant_id: &'a str) -> Self {
         let profiles_left = AtomicUsize::new(PROFILE_LIMIT);
-        let hasty = session.hasty(PATIENCE.0, PATIENCE.1);
+        let hasty = session.hasty(PATIENCE_PART, PATIENCE);
         Self { session, hasty, limit, portal_url, tenant_id, file_alerts: FileAlerts::default(), profiles_left }
     }
 
