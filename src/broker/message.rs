@@ -226,7 +226,8 @@ impl Delivery {
         self.settler.as_ref().is_some_and(|settler| settler.is_lost())
     }
 
-    /// Ends the delivery.
+    /// Ends the delivery. Takes as long as the broker takes no messages, when it needs one to come again or to be kept as a
+    /// dead letter, unless its receiver is closed.
     ///
     /// # Errors
     /// The settlement may not have arrived; the message then comes back (at least once).

@@ -15,7 +15,8 @@
 //!    the [`Delivery`] without settling it.
 //! 3. **Delays.** [`Settlement::Retry`] (attempt + 1) and [`Settlement::Later`] (costs no attempt) never come early and
 //!    block nobody; nor does a message published with a delay. Both may replace the body, so that a job can carry its
-//!    progress. [`Settlement::GiveBack`] is at once and free. Attempts start at 1.
+//!    progress. While the broker can be reached but takes no messages, what is settled so, or as a dead letter, stays with
+//!    its holder, and costs no attempt. [`Settlement::GiveBack`] is at once and free. Attempts start at 1.
 //! 4. **Opaque.** Body, headers, id, key and lane return byte for byte, the trace context among the headers.
 //! 5. **Ask.** [`Broker::ask`] yields its own reply, or an error at its deadline, never another's reply. A late reply
 //!    is dropped, an expired request is never handed to a worker. A full queue refuses at once. Requests and replies

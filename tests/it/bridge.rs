@@ -48,6 +48,8 @@ pub enum Queue {
 #[derive(Debug, Clone)]
 pub struct Options {
     pub queue: Queue,
+    /// In place of `TEST_RABBITMQ_URL`, for a broker of the test's own.
+    pub rabbitmq: Option<String>,
     pub token_keys: Vec<String>,
     /// Whose key-set tokens are taken.
     pub key_sets: Option<key_sets::Settings>,
@@ -104,6 +106,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             queue: Queue::Sqlite,
+            rabbitmq: None,
             token_keys: vec![SECRET_KEY.to_owned()],
             key_sets: None,
             seal_keys: None,
@@ -199,7 +202,10 @@ impl TestBridge {
                 start_roles(broker, &options, &upstream, shutdown.clone()).await
             }
             Queue::RabbitMq => {
-                let settings = crate::namespaces::rabbitmq_settings("bridge", &TOPOLOGY);
+                let mut settings = crate::namespaces::rabbitmq_settings("bridge", &TOPOLOGY);
+                if let Some(url) = &options.rabbitmq {
+                    settings.urls = vec![url.clone()];
+                }
                 let broker = RabbitMq::connect(settings.clone()).await.expect("RabbitMQ is there");
                 let running = start_roles(broker, &options, &upstream, shutdown.clone()).await;
                 if options.second_worker {

@@ -15,8 +15,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use defender_bridge::broker::rabbitmq::{RabbitMq, Settings};
 use defender_bridge::broker::{
-    Broker, BrokerError, LINK_PATIENCE, Lane, Message, PUBLISH_LIMIT, Queue, Repeat, Settlement, Spread, Style,
-    Topology,
+    Broker, BrokerError, Cause, DeadLetterFilter, LINK_PATIENCE, Lane, Message, PUBLISH_LIMIT, Queue, Receiver, Repeat,
+    Settlement, Spread, Style, Topology,
 };
 use jiff::Timestamp;
 use tempfile::TempDir;
@@ -430,6 +430,23 @@ async fn an_ask_under_way_is_repeated_after_a_restart_unless_it_may_not_be() {
     ingress.close().await;
 }
 
+/// Waits until a process knows of an alarm: the broker says so only once it sees a publish. From then on refusals are
+/// immediate.
+async fn is_blocked(broker: &RabbitMq) {
+    let refused = timeout(PATIENCE, async {
+        loop {
+            let publish = broker.publish(&WORK, text("new"), Duration::ZERO);
+            let outcome = timeout(PUBLISH_LIMIT + SLACK, publish).await.expect("an answer within the limit");
+            match outcome {
+                Err(BrokerError::Unavailable(reason)) if reason.contains("blocked") => return,
+                Err(BrokerError::Unknown(_)) | Ok(()) => {}
+                other => panic!("unexpected: {other:?}"),
+            }
+        }
+    });
+    refused.await.expect("the alarm is noticed");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs RabbitMQ"]
 async fn a_memory_alarm_refuses_what_is_new_while_settling_goes_on() {
@@ -443,19 +460,7 @@ async fn a_memory_alarm_refuses_what_is_new_while_settling_goes_on() {
     let witness = node.witness().await;
     node.command("ctl", &["set_vm_memory_high_watermark", "0"]).await;
 
-    // The broker says so only once it sees a publish; from then on refusals are immediate.
-    let refused = timeout(PATIENCE, async {
-        loop {
-            let publish = ingress.publish(&WORK, text("new"), Duration::ZERO);
-            let outcome = timeout(PUBLISH_LIMIT + SLACK, publish).await.expect("an answer within the limit");
-            match outcome {
-                Err(BrokerError::Unavailable(reason)) if reason.contains("blocked") => return,
-                Err(BrokerError::Unknown(_)) | Ok(()) => {}
-                other => panic!("unexpected: {other:?}"),
-            }
-        }
-    });
-    refused.await.expect("the alarm is noticed");
+    is_blocked(&ingress).await;
     let asked = timeout(SLACK, ingress.ask(&ASKS, text("new"), in_time(PATIENCE))).await.expect("refused at once");
     assert!(matches!(asked, Err(BrokerError::Unavailable(_))), "{asked:?}");
     assert!(ingress.check().await.blocked.is_some());
@@ -478,6 +483,75 @@ async fn a_memory_alarm_refuses_what_is_new_while_settling_goes_on() {
     assert_eq!(ingress.check().await.blocked, None);
     worker.close().await;
     ingress.close().await;
+}
+
+/// Put back it would come again at once, and again, until its tries are used up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs RabbitMQ"]
+async fn what_shall_come_again_is_in_hands_while_an_alarm_lasts() {
+    let (node, _turn) = Node::take().await;
+    let namespace = namespace();
+    let (leaving, staying) = (connect(&node.url(), &namespace).await, connect(&node.url(), &namespace).await);
+    let mut hands = Vec::new();
+    let mut take = async |receiver: &mut Receiver, body: &str| {
+        staying.publish(&WORK, text(body), Duration::ZERO).await.unwrap();
+        hands.push(timeout(PATIENCE, receiver.next()).await.expect("it comes").unwrap());
+    };
+    let mut left = leaving.receive(&WORK, Lane::Normal, 1).await.unwrap();
+    take(&mut left, "left").await;
+    let mut work = staying.receive(&WORK, Lane::Normal, 8).await.unwrap();
+    for body in ["later", "retried", "dead"] {
+        take(&mut work, body).await;
+    }
+    let witness = node.witness().await;
+    node.command("ctl", &["set_vm_memory_high_watermark", "0"]).await;
+    is_blocked(&leaving).await;
+    is_blocked(&staying).await;
+
+    let cause = Cause { code: "refused".to_owned(), detail: "by hand".to_owned() };
+    let settlements = [
+        Settlement::Later { after: Duration::ZERO, body: None },
+        Settlement::Later { after: Duration::from_millis(100), body: None },
+        Settlement::Retry { after: Duration::ZERO, body: None },
+        Settlement::DeadLetter(cause.clone()),
+    ];
+    let mut settled: Vec<_> =
+        hands.into_iter().zip(settlements).map(|(held, how)| tokio::spawn(held.settle(how))).collect();
+    let quiet = timeout(SLACK, async {
+        loop {
+            let delivery = work.next().await.unwrap();
+            assert_eq!(delivery.message.body, "new", "put back during the alarm");
+            delivery.settle(Settlement::Done { reply: None }).await.unwrap();
+        }
+    });
+    assert!(quiet.await.is_err());
+    assert!(settled.iter().all(|settled| !settled.is_finished()));
+    // One that stops does not wait for the end of the alarm: somebody else has its message soon.
+    timeout(PATIENCE, left.close()).await.expect("it ends");
+    let outcome = timeout(PATIENCE, settled.remove(0)).await.expect("it ends").unwrap();
+    assert!(matches!(outcome, Err(BrokerError::Unavailable(_))), "{outcome:?}");
+
+    node.command("ctl", &["set_vm_memory_high_watermark", "0.8"]).await;
+    witness.sees_it_work().await;
+    for settled in settled {
+        timeout(PATIENCE, settled).await.expect("put away after the alarm").unwrap().unwrap();
+    }
+    let mut attempts = BTreeMap::new();
+    while attempts.len() < 3 {
+        let delivery = timeout(PATIENCE, work.next()).await.expect("it comes again").unwrap();
+        if delivery.message.body != "new" {
+            attempts.insert(delivery.message.body.clone(), delivery.attempt);
+        }
+        delivery.settle(Settlement::Done { reply: None }).await.unwrap();
+    }
+    assert_eq!(attempts, [("left", 2), ("later", 1), ("retried", 2)].map(|(body, n)| (Bytes::from(body), n)).into());
+    let dead = staying.dead_letters(&DeadLetterFilter::default()).await.unwrap();
+    assert_eq!(
+        dead.iter().map(|letter| (&letter.message.body[..], &letter.cause)).collect::<Vec<_>>(),
+        [(&b"dead"[..], &cause)]
+    );
+    staying.close().await;
+    leaving.close().await;
 }
 
 #[tokio::test]

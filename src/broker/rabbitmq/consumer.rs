@@ -31,8 +31,6 @@ use crate::broker::{
 
 /// Pause after a consumer ended on a link that is up, e.g. because an operator deleted its queue.
 const RESUBSCRIBE_PAUSE: Duration = Duration::from_millis(500);
-/// Pause after a message could not be moved because the broker takes none at present.
-const MOVE_PAUSE: Duration = Duration::from_millis(250);
 /// The longest a closing receiver waits for the messages being prepared.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// A closing receiver whose prefetch is not used up takes the flow for stopped after this long without a message. If
@@ -288,6 +286,7 @@ impl Subscription {
                 acknowledged: false,
                 lease: None,
                 permit,
+                stop: self.stop.clone(),
             })
         };
         match read {
@@ -455,14 +454,11 @@ impl Subscription {
 
     /// A pause before the next try. `false` when there is none: the message was put back, or comes back by itself.
     async fn pause(&self, held: &Held) -> bool {
-        tokio::select! {
-            () = tokio::time::sleep(MOVE_PAUSE) => true,
-            () = held.session.ended.cancelled() => false,
-            () = self.stop.cancelled() => {
-                let _ = held.put_back().await;
-                false
-            }
+        let again = held.pause().await;
+        if !again {
+            let _ = held.put_back().await;
         }
+        again
     }
 }
 

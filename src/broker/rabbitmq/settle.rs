@@ -1,8 +1,9 @@
 //! One delivery in its holder's hands, and the ways it ends.
 //!
 //! A message that shall come again, or die, is published anew (confirmed) before the old one is acknowledged: the order
-//! allows a duplicate and forbids a loss. If the new one is refused, the old one goes back to its queue. Settlements
-//! run in tasks of their own, so that a caller who stops waiting does not stop them half way.
+//! allows a duplicate and forbids a loss. If the new one is refused, the old one goes back to its queue. While the broker
+//! takes nothing at all it stays in hands: put back it would come again at once, and again, until its tries are used up.
+//! Settlements run in tasks of their own, so that a caller who stops waiting does not stop them half way.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,6 +16,7 @@ use lapin::types::ShortString;
 use lapin::{Acker, BasicProperties, Channel};
 use tokio::sync::{OwnedSemaphorePermit, RwLock};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::Inner;
 use super::envelope::{Envelope, Obituary, fits, now_ms};
@@ -27,6 +29,8 @@ use crate::broker::{BODY_LIMIT_BYTES, BrokerError, Cause, PUBLISH_LIMIT, Queue, 
 
 /// Pause before a reply that could not be sent is tried again, while its caller still waits.
 const REPLY_PAUSE: Duration = Duration::from_millis(100);
+/// Pause after a message could not be moved because the broker takes none at present.
+const MOVE_PAUSE: Duration = Duration::from_millis(250);
 
 /// A message handed out by the broker and not yet acknowledged, unless it may not come back.
 pub(super) struct Held {
@@ -43,6 +47,8 @@ pub(super) struct Held {
     pub(super) lease: Option<Lease>,
     /// A place within the receiver's prefetch.
     pub(super) permit: Option<OwnedSemaphorePermit>,
+    /// The receiver stops.
+    pub(super) stop: CancellationToken,
 }
 
 /// What one consumer has of its prefetch.
@@ -107,12 +113,10 @@ impl Held {
                 }
             }
             Settlement::Retry { after, body } => {
-                let again = self.again(after, body, self.envelope.attempt.saturating_add(1), now);
-                self.replace(again.map(|again| self.inner.parcel(&again, self.queue, now))).await
+                self.come_again(self.again(after, body, self.envelope.attempt.saturating_add(1), now)).await
             }
             Settlement::Later { after, body } => {
-                let again = self.again(after, body, self.envelope.attempt, now);
-                self.replace(again.map(|again| self.inner.parcel(&again, self.queue, now))).await
+                self.come_again(self.again(after, body, self.envelope.attempt, now)).await
             }
             Settlement::GiveBack => self.give_back().await,
             Settlement::DeadLetter(cause) => self.bury(cause).await,
@@ -178,44 +182,74 @@ impl Held {
         Ok(again)
     }
 
+    async fn come_again(&self, again: Result<Envelope, BrokerError>) -> Result<(), BrokerError> {
+        match again {
+            // Each try for itself: what has become due while it waited needs no delay any more.
+            Ok(again) => self.replace(|| self.inner.parcel(&again, self.queue, now_ms()), true).await,
+            Err(error) => self.failed(error).await,
+        }
+    }
+
     /// Back to its queue at once, for anybody, attempt unchanged.
     pub(super) async fn give_back(&self) -> Result<(), BrokerError> {
         let mut again = self.envelope.clone();
         again.not_before_ms = None;
-        self.replace(Ok(self.inner.parcel(&again, self.queue, now_ms()))).await
+        self.replace(|| self.inner.parcel(&again, self.queue, now_ms()), false).await
     }
 
     pub(super) async fn bury(&self, cause: Cause) -> Result<(), BrokerError> {
-        let parcel = Parcel {
+        let died_ms = now_ms();
+        let parcel = || Parcel {
             exchange: ShortString::default(),
             routing_key: self.inner.names.dead(self.queue.name),
             mandatory: true,
-            properties: self.envelope.dead_properties(&Obituary { cause, died_ms: now_ms() }),
+            properties: self.envelope.dead_properties(&Obituary { cause: cause.clone(), died_ms }),
             body: self.envelope.message.body.clone(),
         };
-        self.replace(Ok(parcel)).await
+        self.replace(parcel, true).await
     }
 
-    /// Publishes `parcel` in place of the message; if that fails, the message goes back to its queue.
-    pub(super) async fn replace(&self, parcel: Result<Parcel, BrokerError>) -> Result<(), BrokerError> {
-        if self.is_lost() {
-            // It is somebody else's by now; a copy would double it.
-            return Err(lost());
+    /// Publishes `parcel` in place of the message; if that fails, the message goes back to its queue. Who is `patient` tries
+    /// on while the broker takes no messages, and has the message in hands meanwhile.
+    async fn replace(&self, parcel: impl Fn() -> Parcel, patient: bool) -> Result<(), BrokerError> {
+        let mut told = false;
+        loop {
+            if self.is_lost() {
+                // It is somebody else's by now; a copy would double it.
+                return Err(lost());
+            }
+            let until = Instant::now() + PUBLISH_LIMIT;
+            let error = match self.inner.publisher.publish(&self.inner.publishing, parcel(), until).await {
+                Ok(()) => return self.acknowledge().await,
+                Err(error) => error,
+            };
+            // A full queue is another matter: it may need this very place to get emptier.
+            let takes_none = matches!(error, BrokerError::Unavailable(_) | BrokerError::Unknown(_));
+            let is_awaited = self.envelope.deadline_ms.is_none_or(|deadline| deadline > now_ms());
+            if !(patient && takes_none && is_awaited && self.pause().await) {
+                return self.failed(error).await;
+            }
+            if !told {
+                tracing::warn!(queue.name = self.queue.name, error = %error, "a message waits in hands to be put away");
+                told = true;
+            }
         }
-        let published = match parcel {
-            Ok(parcel) => {
-                let until = Instant::now() + PUBLISH_LIMIT;
-                self.inner.publisher.publish(&self.inner.publishing, parcel, until).await
-            }
-            Err(error) => Err(error),
-        };
-        match published {
-            Ok(()) => self.acknowledge().await,
-            Err(error) => {
-                // Its own failure changes nothing: the message then comes back with the end of the link.
-                let _ = self.put_back().await;
-                Err(error)
-            }
+    }
+
+    /// It could not be put away: back to its queue. A failure of that changes nothing, for then the message comes back with
+    /// the end of the link.
+    async fn failed(&self, error: BrokerError) -> Result<(), BrokerError> {
+        let _ = self.put_back().await;
+        Err(error)
+    }
+
+    /// A pause before the next try to move the message. `false`: there is none, because its link is lost or its receiver
+    /// stops.
+    pub(super) async fn pause(&self) -> bool {
+        tokio::select! {
+            () = tokio::time::sleep(MOVE_PAUSE) => true,
+            () = self.session.ended.cancelled() => false,
+            () = self.stop.cancelled() => false,
         }
     }
 

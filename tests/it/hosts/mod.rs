@@ -79,6 +79,21 @@ impl Hosts {
         assert_eq!(answer.status, 202, "{}", answer.text);
     }
 
+    /// Waits until events are refused, because the broker takes no messages.
+    async fn is_refused(&self) {
+        let until = Instant::now() + PATIENCE;
+        // No such tag is there, so one that gets through does nothing.
+        let event = json!({"type": "host.tag.added", "host": {"id": 1}, "tag": "host_context"});
+        loop {
+            let request = self.bridge.client.post(self.bridge.url("/webhooks/cognito")).bearer_auth(TOKEN).json(&event);
+            if request.send().await.expect("the ingress answers").status() == 503 {
+                return;
+            }
+            assert!(Instant::now() < until, "events are taken");
+            sleep(TICK).await;
+        }
+    }
+
     /// Returns the host's tags once `wanted` holds for them.
     async fn tags_where(&self, host: u64, wanted: impl Fn(&[String]) -> bool) -> Vec<String> {
         let until = Instant::now() + PATIENCE;
