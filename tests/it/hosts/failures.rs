@@ -1,15 +1,10 @@
 //! Things that go wrong while a host is worked.
 
-use std::time::Duration;
-
 use defender_bridge::simulator::cognito::{FINANCE_HOST, HR_HOST, Right};
-use defender_bridge::simulator::scenario::{DEMO_TENANT_ID, FINANCE_WORKSTATION, HR_WORKSTATION};
+use defender_bridge::simulator::scenario::FINANCE_WORKSTATION;
 use defender_bridge::simulator::{Fault, Matcher};
-use tokio::time::{Instant, sleep};
 
-use super::{ANALYST, Hosts, TICK, foreign, has, policy};
-use crate::breakable::{Node, TURN};
-use crate::bridge::{Options, Queue};
+use super::{ANALYST, Hosts, foreign, has};
 
 #[tokio::test]
 async fn a_tag_write_whose_answer_is_lost_is_not_made_twice() {
@@ -69,50 +64,5 @@ async fn alerts_that_cannot_be_counted_stop_nothing() {
     hosts.settled(FINANCE_HOST, "mde:agent=found").await;
     let note = hosts.note_with(FINANCE_HOST, "[ref:context]").await;
     assert!(note.contains("Open alerts: not known"), "{note}");
-    hosts.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs RabbitMQ"]
-async fn an_alarm_of_the_broker_holds_isolations_up_and_costs_none() {
-    let _turn = TURN.lock().await;
-    let node = Node::start().await;
-    let hosts = Hosts::start_as(Options {
-        queue: Queue::RabbitMq,
-        rabbitmq: Some(node.url()),
-        hosts: Some(policy()),
-        sweep_interval: Some(Duration::from_millis(500)),
-        ..Options::default()
-    })
-    .await;
-    let untold = hosts.brain.add_bulk(DEMO_TENANT_ID, 1, 0, 7).expect("the demo tenant")[0].id;
-    hosts.tag(HR_HOST, "block").await;
-    hosts.settled(HR_HOST, "mde:isolation=isolated").await;
-
-    // An isolation and a release are in hands when the broker blocks its publishers.
-    let control = hosts.bridge.control();
-    control.fail_rate("hosts/{id}", Fault::refuse(503), 1.0, 1);
-    control.forget();
-    hosts.tag(FINANCE_HOST, "block").await;
-    hosts.tag(HR_HOST, "unblock").await;
-    control.reached("hosts/{id}", 2).await;
-    node.ctl(&["set_vm_memory_high_watermark", "0"]).await;
-    hosts.is_refused().await;
-    control.clear_faults();
-    // Nobody can tell the bridge of this one.
-    hosts.brain.add_tag(untold, "block", ANALYST).unwrap();
-
-    // Twice as long as an event has tries, were they used.
-    let began = Instant::now();
-    while began.elapsed() < Duration::from_secs(30) {
-        assert_eq!(hosts.isolate_posts(), 1, "none but the one before the alarm");
-        sleep(TICK).await;
-    }
-    node.ctl(&["set_vm_memory_high_watermark", "0.8"]).await;
-    hosts.settled(FINANCE_HOST, "mde:isolation=isolated").await;
-    hosts.settled(HR_HOST, "mde:isolation=released").await;
-    hosts.settled(untold, "mde:isolation=isolated").await;
-    assert!(hosts.is_isolated(FINANCE_WORKSTATION) && !hosts.is_isolated(HR_WORKSTATION));
-    assert_eq!(hosts.isolate_posts(), 3);
     hosts.stop().await;
 }

@@ -5,6 +5,7 @@ mod containment;
 mod enrichment;
 mod failures;
 mod guards;
+mod outages;
 
 use std::time::Duration;
 
