@@ -1,5 +1,5 @@
 //! A campaign against the bridge: thousands of hosts, random edits of their tags, events that are lost, sent twice or out of
-//! order, faults of Cognito and Defender, workers killed at random. In the end every promise is looked at.
+//! order, faults of Cognito and Defender, workers and the broker killed at random. In the end every promise is looked at.
 //!
 //! ```text
 //! cargo bench --bench campaign                                             about a quarter of an hour
@@ -13,7 +13,8 @@
 //!
 //! The exit code is not zero when a promise was broken; each host concerned is printed with all its history.
 //!
-//! The broker is the one of `TEST_RABBITMQ_URL`, where names of their own (`test-...`) are left behind; else a private node.
+//! The broker is a private node, which is killed and has memory alarms meanwhile; or the one of `TEST_RABBITMQ_URL`, which is
+//! left alone.
 
 mod analysts;
 mod chance;
@@ -55,6 +56,9 @@ struct Options {
     /// Seconds between two kills, on average
     #[arg(long, default_value_t = 12.0, value_name = "SECONDS")]
     kills: f64,
+    /// Seconds between two troubles of a private broker, on average
+    #[arg(long, default_value_t = 30.0, value_name = "SECONDS")]
+    breaks: f64,
     /// The longest wait for quiet afterwards
     #[arg(long, default_value_t = 15.0, value_name = "MINUTES")]
     quiet: f64,
@@ -104,6 +108,7 @@ async fn campaign(options: &Options) -> anyhow::Result<bool> {
         length: Duration::try_from_secs_f64(options.minutes * 60.0)?,
         edits: options.edits,
         kills: Duration::try_from_secs_f64(options.kills)?,
+        breaks: Duration::try_from_secs_f64(options.breaks)?,
         quiet: Duration::try_from_secs_f64(options.quiet * 60.0)?,
         workers: 3,
         odd_percent: 20,
@@ -111,5 +116,5 @@ async fn campaign(options: &Options) -> anyhow::Result<bool> {
     };
     let node = Node::find().await?;
     println!("RabbitMQ {}{}", node.version, if node.is_private() { ", a private node" } else { "" });
-    run::run(&plan, &node.url).await
+    run::run(&plan, &node).await
 }

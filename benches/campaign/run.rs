@@ -7,8 +7,10 @@ use defender_bridge::simulator::cognito::{Emit, EmitForm};
 use tokio::time::{Instant, sleep};
 
 use super::chance::Chance;
+use super::node::Node;
 use super::promises::{self, Verdict};
 use super::stage::{BLOCK, CONTEXT, PREFIX, Stage, TENANT, UNBLOCK, Unsettled, WEBHOOK_TOKEN};
+use super::trouble::Broken;
 use super::{analysts, trouble};
 
 /// How many hosts that broke a promise are shown in full.
@@ -31,6 +33,8 @@ pub struct Plan {
     pub edits: f64,
     /// Between two kills, on average.
     pub kills: Duration,
+    /// Between two troubles of the broker, on average, where it is a private node.
+    pub breaks: Duration,
     /// The longest wait for quiet afterwards. Failures are tried again after 15 s and more.
     pub quiet: Duration,
     pub workers: usize,
@@ -59,7 +63,7 @@ pub fn settings() -> [(&'static str, String); 12] {
 }
 
 /// Runs it and prints what happened. Whether every promise held.
-pub async fn run(plan: &Plan, broker_url: &str) -> anyhow::Result<bool> {
+pub async fn run(plan: &Plan, node: &Node) -> anyhow::Result<bool> {
     println!("campaign with --seed {}", plan.seed);
     println!(
         "  {} hosts ({} % odd), {:?} of edits at {} a second, {} workers, one killed every {:?} or so",
@@ -70,10 +74,14 @@ pub async fn run(plan: &Plan, broker_url: &str) -> anyhow::Result<bool> {
     println!("  Defender without quotas; actions end after 1 to 4 s and are missing from lists for 0.5 s");
     println!("  events: 10 % lost, 10 % twice, 10 % in another order, 10 % up to 2 s late");
     println!("  faults: {}", trouble::FAULTS);
+    match node.is_private() {
+        true => println!("  broker: killed, or without memory for some seconds, every {:?} or so", plan.breaks),
+        false => println!("  broker: left alone, for it is not this run's own"),
+    }
 
     let simulator = simulator::Settings { quota: None, record_limit: 0, ..simulator::Settings::default() };
-    let mut stage = Stage::set(broker_url, plan.workers, &settings(), simulator).await?;
-    let judged = play(plan, &mut stage).await;
+    let mut stage = Stage::set(&node.url, plan.workers, &settings(), simulator).await?;
+    let judged = play(plan, &mut stage, node).await;
     if plan.keep_logs || !judged.as_ref().is_ok_and(|held| *held) {
         println!("logs: {}", stage.keep_logs().display());
     }
@@ -83,7 +91,7 @@ pub async fn run(plan: &Plan, broker_url: &str) -> anyhow::Result<bool> {
     Ok(held)
 }
 
-async fn play(plan: &Plan, stage: &mut Stage) -> anyhow::Result<bool> {
+async fn play(plan: &Plan, stage: &mut Stage, node: &Node) -> anyhow::Result<bool> {
     let brain = stage.brain();
     let hosts = brain
         .add_bulk(TENANT, plan.hosts, plan.odd_percent, plan.seed)
@@ -109,11 +117,19 @@ async fn play(plan: &Plan, stage: &mut Stage) -> anyhow::Result<bool> {
         let (edits, chance) = (plan.edits, Chance::new(plan.seed, 1));
         tokio::spawn(async move { analysts::edit(&brain, &hosts, edits, end, chance).await })
     };
-    let killed = trouble::kill(stage, plan.kills, end, Chance::new(plan.seed, 2)).await?;
+    let breaking = async {
+        match node.is_private() {
+            true => trouble::break_broker(node, plan.breaks, end, Chance::new(plan.seed, 3)).await,
+            false => Ok(Broken::default()),
+        }
+    };
+    let killing = trouble::kill(stage, plan.kills, end, Chance::new(plan.seed, 2));
+    let (killed, broken) = tokio::try_join!(killing, breaking)?;
     let edits = editing.await?;
     trouble::end(stage.control());
     println!("edits: {edits:?}");
     println!("workers killed: {}, of which {} were the desk", killed.workers, killed.desks);
+    println!("broker: killed {} times, {} alarms", broken.kills, broken.alarms);
 
     let since = Instant::now();
     brain.emission_settled().await;

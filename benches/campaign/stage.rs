@@ -63,8 +63,6 @@ pub struct Stage {
     binary: PathBuf,
     environment: BTreeMap<String, String>,
     broker: RabbitMq,
-    /// To look at queues that the product does not show.
-    link: Connection,
     broker_settings: rabbitmq::Settings,
     ingress_process: Process,
     folder: Option<TempDir>,
@@ -135,7 +133,6 @@ impl Stage {
             topology: &TOPOLOGY,
         };
         let broker = RabbitMq::connect(broker_settings.clone()).await?;
-        let link = Connection::connect(broker_url, ConnectionProperties::default()).await?;
         let mut stage = Self {
             simulator,
             workers: Vec::new(),
@@ -144,7 +141,6 @@ impl Stage {
             binary,
             environment,
             broker,
-            link,
             broker_settings,
             ingress_process,
             folder: Some(folder),
@@ -280,7 +276,9 @@ impl Stage {
             sleep(Duration::from_secs(1)).await;
         };
         let ready = health.queues.iter().filter(|lane| lane.queue == "hosts").map(|lane| lane.ready).sum();
-        let channel = self.link.create_channel().await?;
+        // The product does not show these queues.
+        let link = Connection::connect(&self.broker_settings.urls[0], ConnectionProperties::default()).await?;
+        let channel = link.create_channel().await?;
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let mut delayed = 0;
         for rung in RUNGS {
@@ -288,7 +286,7 @@ impl Stage {
             let queue = channel.queue_declare(name.into(), passive, FieldTable::default()).await?;
             delayed += u64::from(queue.message_count());
         }
-        channel.close(200, "seen".into()).await?;
+        link.close(200, "seen".into()).await?;
         let mut in_hands = 0;
         for worker in (0..self.workers.len()).filter(|&worker| self.runs(worker)) {
             in_hands += self.metric(worker, "bridge_jobs_in_hands").await.unwrap_or(1.0) as u64;

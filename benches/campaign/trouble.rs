@@ -1,4 +1,5 @@
-//! What goes wrong meanwhile: faults of Cognito and Defender, and workers that are killed.
+//! What goes wrong meanwhile: faults of Cognito and Defender, workers that are killed, and a broker that is, or that takes
+//! no messages.
 
 use std::time::Duration;
 
@@ -6,10 +7,17 @@ use defender_bridge::simulator::{ActionBehaviour, Control, Fault, Matcher};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::chance::Chance;
+use super::node::Node;
 use super::stage::Stage;
 
 /// The longest a killed worker stays away, in milliseconds.
 const AWAY_MS: usize = 3_000;
+
+/// The longest an alarm of the broker lasts, in milliseconds.
+const ALARM_MS: usize = 8_000;
+
+/// The longest a killed broker stays away before it is started again, in milliseconds.
+const BROKER_AWAY_MS: usize = 2_000;
 
 /// What is printed of the faults.
 pub const FAULTS: &str = "Cognito: 429 0.2 % (each halves the rate for a while), 500 2 %, reset before the call 1 %, tag writes reset after they were applied 3 %, \
@@ -91,4 +99,36 @@ pub async fn kill(stage: &mut Stage, mean: Duration, end: Instant, mut chance: C
     }
     sleep_until(end).await;
     Ok(killed)
+}
+
+/// What was done to the broker.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Broken {
+    /// SIGKILL.
+    pub kills: u32,
+    /// Memory alarms.
+    pub alarms: u32,
+}
+
+/// Kills the broker or gives it an alarm, every `mean` on average, until `end`. It works when this returns.
+pub async fn break_broker(node: &Node, mean: Duration, end: Instant, mut chance: Chance) -> anyhow::Result<Broken> {
+    let mut broken = Broken::default();
+    loop {
+        let next = Instant::now() + mean.mul_f64(0.3 + 1.4 * chance.fraction());
+        if next >= end {
+            return Ok(broken);
+        }
+        sleep_until(next).await;
+        if chance.below(2) == 0 {
+            node.kill().await?;
+            sleep(Duration::from_millis(chance.below(BROKER_AWAY_MS) as u64)).await;
+            node.start_again().await?;
+            broken.kills += 1;
+        } else {
+            node.alarm(true).await?;
+            sleep(Duration::from_millis(chance.below(ALARM_MS) as u64)).await;
+            node.alarm(false).await?;
+            broken.alarms += 1;
+        }
+    }
 }

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use url::Url;
 
-use crate::process::free_port;
+use super::process::free_port;
 
 /// The variable that the tests use too.
 const URL_VARIABLE: &str = "TEST_RABBITMQ_URL";
@@ -42,6 +42,31 @@ impl Node {
         self.private.is_some()
     }
 
+    /// Turns the memory alarm of a private node on or off: while it is on the broker takes no messages.
+    pub async fn alarm(&self, on: bool) -> anyhow::Result<()> {
+        let watermark = if on { "0" } else { "0.8" };
+        self.tell("ctl", &["set_vm_memory_high_watermark", watermark]).await
+    }
+
+    /// SIGKILL to a private node. Its data stays.
+    pub async fn kill(&self) -> anyhow::Result<()> {
+        self.tell("kill", &[]).await
+    }
+
+    /// Starts a private node that was killed and waits until it takes connections.
+    pub async fn start_again(&self) -> anyhow::Result<()> {
+        let ports = self.private.as_ref().context("the node is not ours")?.ports.each_ref().map(String::as_str);
+        self.tell("start", &ports).await?;
+        self.tell("wait", &[]).await
+    }
+
+    async fn tell(&self, command: &str, arguments: &[&str]) -> anyhow::Result<()> {
+        let private = self.private.as_ref().context("the node is not ours")?;
+        let mut command = node(&[command], private.folder.path());
+        command.args(arguments);
+        tokio::task::spawn_blocking(move || run(&mut command)).await?
+    }
+
     /// Its process, when it is on this machine and ours.
     pub fn process(&self) -> Option<u32> {
         let private = self.private.as_ref()?;
@@ -50,8 +75,10 @@ impl Node {
     }
 }
 
+/// A node that is this run's own, and may be broken.
 struct Private {
     url: String,
+    ports: [String; 3],
     folder: TempDir,
 }
 
@@ -59,11 +86,11 @@ impl Private {
     fn start() -> anyhow::Result<Self> {
         eprintln!("starting a private RabbitMQ node");
         let folder = tempfile::Builder::new().prefix("relay-bench-node-").tempdir()?;
-        let ports = [free_port()?, free_port()?, free_port()?];
+        let ports = [free_port()?, free_port()?, free_port()?].map(|port| port.to_string());
         let url = format!("amqp://guest:guest@127.0.0.1:{}/%2f", ports[0]);
-        run(node(&["start"], folder.path()).args(ports.map(|port| port.to_string())))?;
+        run(node(&["start"], folder.path()).args(&ports))?;
         // From here on dropping it stops the node.
-        let private = Self { url, folder };
+        let private = Self { url, ports, folder };
         run(&mut node(&["wait"], private.folder.path()))?;
         Ok(private)
     }

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
+use defender_bridge::broker::rabbitmq::{RabbitMq, Settings};
 use defender_bridge::credentials::{Credentials, SealKeys};
-use defender_bridge::job::{Job, Observe};
+use defender_bridge::job::{Job, Observe, TOPOLOGY};
 use defender_bridge::relay::token;
 use defender_bridge::simulator::scenario::{DEMO_CLIENT_ID, DEMO_CLIENT_SECRET, DEMO_TENANT_ID, PHISHING_DOMAIN};
 use secrecy::SecretString;
@@ -50,6 +51,8 @@ pub struct Stage {
 pub struct Product {
     pub processes: Vec<Started>,
     target: Target,
+    /// What it has at the broker.
+    namespace: Option<Settings>,
 }
 
 /// A process of the product and what is known of its start.
@@ -149,7 +152,13 @@ impl Stage {
             entities_limit: None,
         };
         let token = token::mint(&claims, None, &SECRET_KEY.into());
-        Ok(Product { processes, target: Target::new(listen, &token, self.question.clone()) })
+        let namespace = kind.needs_broker().then(|| Settings {
+            urls: vec![queue],
+            namespace,
+            connection_name: "relay benchmark".to_owned(),
+            topology: &TOPOLOGY,
+        });
+        Ok(Product { processes, target: Target::new(listen, &token, self.question.clone()), namespace })
     }
 
     async fn start_echo(&mut self, run: &str) -> anyhow::Result<()> {
@@ -196,11 +205,18 @@ impl Stage {
         Meter(parts)
     }
 
-    /// Takes away what the echo left at the broker.
-    pub async fn clear(&self) {
+    /// Ends the echo and the product, and takes away what they had at the broker.
+    pub async fn clear(&mut self) -> anyhow::Result<()> {
         if let Some(echo) = &self.echo {
             echo.remove().await;
         }
+        for (_, product) in std::mem::take(&mut self.products) {
+            drop(product.processes);
+            if let Some(namespace) = &product.namespace {
+                RabbitMq::delete_namespace(namespace).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Leaves the logs of the processes where they are.

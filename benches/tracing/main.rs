@@ -44,6 +44,8 @@ use axum::body::Bytes;
 use axum::http::StatusCode;
 use axum::routing::post;
 use clap::Parser;
+use defender_bridge::broker::rabbitmq::{self, RabbitMq};
+use defender_bridge::job::TOPOLOGY;
 use defender_bridge::relay::token;
 use defender_bridge::simulator::scenario::{DEMO_CLIENT_ID, DEMO_CLIENT_SECRET, DEMO_TENANT_ID, PHISHING_DOMAIN};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
@@ -184,6 +186,8 @@ async fn listen(traces: axum::routing::MethodRouter) -> anyhow::Result<String> {
 struct Product {
     processes: Vec<Process>,
     target: Target,
+    /// What it has at the broker.
+    namespace: rabbitmq::Settings,
 }
 
 impl Product {
@@ -240,7 +244,20 @@ impl Product {
         let question = serde_json::json!([{"type": "domain", "value": PHISHING_DOMAIN}]).to_string();
         let mut target = Target::new(listen, &token, Bytes::from(question));
         target.probe().await.with_context(|| format!("asking {}", kind.name()))?;
-        Ok(Self { processes, target })
+        let namespace = rabbitmq::Settings {
+            urls: vec![broker.to_owned()],
+            namespace,
+            connection_name: "traces benchmark".to_owned(),
+            topology: &TOPOLOGY,
+        };
+        Ok(Self { processes, target, namespace })
+    }
+
+    /// Ends its processes and deletes what they had at the broker.
+    async fn strike(mut self) -> anyhow::Result<()> {
+        self.processes.iter_mut().try_for_each(Process::check)?;
+        drop(self.processes);
+        Ok(RabbitMq::delete_namespace(&self.namespace).await?)
     }
 
     fn resident_mib(&self) -> u64 {
@@ -321,8 +338,8 @@ async fn run(options: &Options) -> anyhow::Result<bool> {
         }
         println!("  {spans} spans arrived at the sink");
     }
-    for product in products.values_mut() {
-        product.processes.iter_mut().try_for_each(Process::check)?;
+    for product in products.into_values() {
+        product.strike().await?;
     }
     Ok(well)
 }

@@ -4,6 +4,9 @@
 mod analysts;
 #[path = "../../benches/campaign/chance.rs"]
 mod chance;
+#[path = "../../benches/relay/node.rs"]
+#[allow(dead_code, reason = "shared with a benchmark that uses more of it")]
+mod node;
 #[path = "../../benches/relay/process.rs"]
 #[allow(dead_code, reason = "shared with a benchmark that uses more of it")]
 mod process;
@@ -19,8 +22,6 @@ mod trouble;
 
 use std::time::Duration;
 
-use crate::namespaces::rabbitmq_url;
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs RabbitMQ"]
 async fn a_small_campaign_breaks_no_promise() {
@@ -31,10 +32,12 @@ async fn a_small_campaign_breaks_no_promise() {
         edits: 6.0,
         // One, rarely two.
         kills: Duration::from_secs(10),
+        breaks: Duration::MAX,
         quiet: Duration::from_secs(300),
         workers: 3,
         odd_percent: 20,
         keep_logs: false,
     };
-    assert!(run::run(&plan, &rabbitmq_url()).await.unwrap(), "a promise was broken; see what is printed");
+    let node = node::Node::find().await.unwrap();
+    assert!(run::run(&plan, &node).await.unwrap(), "a promise was broken; see what is printed");
 }
