@@ -140,7 +140,8 @@ where
             Ok(delivery) => {
                 let taken =
                     Taken { message: delivery.message.clone(), attempt: delivery.attempt, deadline: delivery.deadline };
-                let worked = handler(taken);
+                // A pointer: the task would hold several times what a job has in hands, and move it as often.
+                let worked = Box::pin(handler(taken));
                 jobs.spawn(work(B::SYSTEM, queue, delivery, worked, metrics.clone(), shutdown.clone()));
             }
             Err(error) => break Err(error),
