@@ -62,7 +62,7 @@ pub struct CognitoArgs {
     /// Version of Cognito's API: v2.2 to v2.5 on premises; v3.3 or later v3.x hosted, which needs an API client
     #[arg(long, env = "BRIDGE_COGNITO_API_VERSION", default_value = API_VERSION, value_name = "VERSION")]
     pub cognito_api_version: String,
-    /// File with certificates (PEM) that are trusted for the brain, besides those of the system
+    /// File with certificates (PEM) that are trusted for the brain, besides those of the system: of authorities, or its own
     #[arg(long, env = "BRIDGE_COGNITO_CA_FILE", value_name = "PATH")]
     pub cognito_ca_file: Option<PathBuf>,
     /// Requests a second to the brain, of the whole deployment; lowered by itself when the brain says so

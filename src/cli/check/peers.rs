@@ -235,7 +235,9 @@ fn refused(error: &CognitoError) -> String {
         Kind::NotOffered | Kind::Gone | Kind::Redirected => {
             "no such call there: look at COGNITO_BRAIN and BRIDGE_COGNITO_API_VERSION"
         }
-        Kind::Certificate { .. } => "the certificate is not trusted: name its authority in BRIDGE_COGNITO_CA_FILE",
+        Kind::Certificate { .. } => {
+            "the certificate is not trusted: name its authority, or itself, in BRIDGE_COGNITO_CA_FILE"
+        }
         Kind::Connect | Kind::Tls => "cannot be reached",
         Kind::Deadline => "no answer in time",
         Kind::Throttled => "called too fast at present",

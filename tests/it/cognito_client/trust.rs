@@ -70,6 +70,41 @@ async fn a_self_signed_certificate_is_trusted_when_it_is_given_itself() {
     assert_eq!(read(&server, Outbound::with_ca_file(file.path()).unwrap()).await, Ok(true));
 }
 
+const THIS_MACHINE: &str = "127.0.0.1";
+const GOOD: [i32; 2] = [2001, 2999];
+
+/// As the usual commands make one: it says of itself that it is an authority's.
+fn self_made(name: &str, years: [i32; 2]) -> (Certificate, KeyPair) {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    [params.not_before, params.not_after] = years.map(|year| rcgen::date_time_ymd(year, 1, 1));
+    (params.self_signed(&key).unwrap(), key)
+}
+
+#[tokio::test]
+async fn a_self_signed_certificate_of_an_authority_is_trusted_when_it_is_given_itself() {
+    let ((own, key), (other, _)) = (self_made(THIS_MACHINE, GOOD), self_made(THIS_MACHINE, GOOD));
+    let server = brain(&own, &key).await;
+    let outbound = Outbound::with_ca_file(file(&format!("{}{}", other.pem(), own.pem())).path()).unwrap();
+    assert_eq!(read(&server, outbound).await, Ok(true));
+    let (kind, _) = read(&server, Outbound::with_ca_file(file(&other.pem()).path()).unwrap()).await.unwrap_err();
+    assert!(matches!(&kind, Kind::Certificate { reason } if reason.contains("given itself")), "{kind:?}");
+}
+
+#[rstest]
+#[case::other_name("brain.example", GOOD, "127.0.0.1")]
+#[case::expired(THIS_MACHINE, [2001, 2002], "expired")]
+#[case::not_yet(THIS_MACHINE, [2998, 2999], "not valid yet")]
+#[tokio::test]
+async fn its_name_and_its_dates_must_be_right(#[case] name: &str, #[case] years: [i32; 2], #[case] said: &str) {
+    let (own, key) = self_made(name, years);
+    let server = brain(&own, &key).await;
+    let (kind, _) = read(&server, Outbound::with_ca_file(file(&own.pem()).path()).unwrap()).await.unwrap_err();
+    assert!(matches!(&kind, Kind::Certificate { reason } if reason.contains(said)), "{kind:?}");
+    assert!(server.seen().is_empty(), "no token goes to who is not known");
+}
+
 #[tokio::test]
 async fn nobody_elses_certificate_is_trusted() {
     let (ours, theirs) = (authority(), authority());

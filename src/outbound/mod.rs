@@ -7,6 +7,8 @@
 //! The proxies of the environment (`HTTPS_PROXY`, `NO_PROXY`) are used as by any other program, except for servers on this
 //! machine, such as the simulator. Compressed answers are not asked for. Nothing here, span, error or `Debug`, shows a query, a path with values in it, a header or a body.
 
+mod trust;
+
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
@@ -17,6 +19,8 @@ use bytes::{Bytes, BytesMut};
 use opentelemetry::propagation::Injector;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, StatusCode};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use thiserror::Error;
 use tokio::time::{Instant, timeout_at};
 use tracing::{Instrument, Span, field, info_span};
@@ -73,7 +77,7 @@ pub enum SetupError {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: reqwest::Error,
+        source: Box<dyn StdError + Send + Sync>,
     },
 }
 
@@ -216,33 +220,33 @@ impl Outbound {
     /// # Errors
     /// When the TLS library cannot be set up, for want of trusted certificates for example.
     pub fn new() -> Result<Outbound, SetupError> {
-        Self::trusting(&[])
+        Self::build(|builder| builder)
     }
 
     /// Sets up a client that also trusts the certificates in `ca_file` (PEM, one or several): appliances often have one
-    /// that only their own organisation knows. They may be certificates of authorities, or the server's own. For one
-    /// server: whoever has the key of such a certificate can be any server of this client.
+    /// that only their own organisation knows. They may be certificates of authorities, or the server's own, whatever it
+    /// says of itself; names and dates must be right in any case. For one server: whoever has the key of such a certificate
+    /// can be any server of this client.
     ///
     /// # Errors
     /// When the file cannot be read or used, or as [`Outbound::new`].
     pub fn with_ca_file(ca_file: &Path) -> Result<Outbound, SetupError> {
         let path = || ca_file.to_owned();
         let pem = std::fs::read(ca_file).map_err(|source| SetupError::Unreadable { path: path(), source })?;
-        let bad = |source| SetupError::BadCertificate { path: path(), source };
-        let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(bad)?;
+        let certificates: Vec<_> = CertificateDer::pem_slice_iter(&pem)
+            .collect::<Result<_, _>>()
+            .map_err(|source| SetupError::BadCertificate { path: path(), source: Box::new(source) })?;
         if certificates.is_empty() {
             return Err(SetupError::NoCertificate { path: path() });
         }
-        Self::trusting(&certificates).map_err(|error| match error {
-            SetupError::Client(source) => bad(source),
-            other => other,
-        })
+        let tls = trust::client(certificates)
+            .map_err(|source| SetupError::BadCertificate { path: path(), source: Box::new(source) })?;
+        Self::build(|builder| builder.tls_backend_preconfigured(tls.clone()))
     }
 
-    fn trusting(certificates: &[reqwest::Certificate]) -> Result<Outbound, SetupError> {
+    fn build(trusting: impl Fn(reqwest::ClientBuilder) -> reqwest::ClientBuilder) -> Result<Outbound, SetupError> {
         let builder = || {
-            reqwest::Client::builder()
-                .tls_certs_merge(certificates.iter().cloned())
+            trusting(reqwest::Client::builder())
                 .user_agent(USER_AGENT)
                 .redirect(reqwest::redirect::Policy::none())
                 .retry(reqwest::retry::never())
@@ -411,6 +415,10 @@ fn certificate_reason(error: &rustls::CertificateError) -> String {
         E::NotValidYet => "the certificate is not valid yet".to_owned(),
         E::NotValidForName => "the certificate is for another host name".to_owned(),
         E::Revoked => "the certificate has been revoked".to_owned(),
+        other if trust::is_of_authority(other) => {
+            "the server's certificate is that of an authority, which is trusted only where it is given itself"
+                .to_owned()
+        }
         other => other.to_string(),
     }
 }
