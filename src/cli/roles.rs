@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::net::TcpListener;
@@ -290,6 +291,26 @@ pub(super) async fn desk<B: Broker>(
     Ok((serving, desk))
 }
 
+/// Between two tries to tell the ingress what the tags are.
+const TELL_AGAIN: Duration = Duration::from_secs(1);
+
+/// Tells the ingress which tags are urgent. Tries on while the broker takes no messages: a worker that ended would be kept
+/// away by whatever starts it again, for longer each time.
+async fn tell_triggers<B: Broker>(broker: &B, triggers: &Triggers, shutdown: &Shutdown) -> Result<(), BrokerError> {
+    let triggers = Bytes::from(serde_json::to_vec(triggers).expect("lists of tags serialise"));
+    loop {
+        let error = match broker.retain(job::TRIGGERS, triggers.clone()).await {
+            Err(error @ (BrokerError::Unavailable(_) | BrokerError::Unknown(_))) => error,
+            told => return told,
+        };
+        tracing::warn!(error = %error, "the tags cannot be told to the ingress yet");
+        tokio::select! {
+            () = tokio::time::sleep(TELL_AGAIN) => {}
+            () = shutdown.begun() => return Err(error),
+        }
+    }
+}
+
 /// Everything that host events need beside the desk: the search for hosts, and the handlers.
 pub(super) async fn hosts<B: Broker>(
     settings: HostSettings,
@@ -307,8 +328,7 @@ pub(super) async fn hosts<B: Broker>(
         urgent: [&policy.block, &policy.unblock].into_iter().flatten().cloned().collect(),
         normal: policy.enrich.iter().cloned().collect(),
     };
-    let triggers = serde_json::to_vec(&triggers).expect("lists of tags serialise");
-    broker.retain(job::TRIGGERS, triggers.into()).await.context("the tags cannot be told to the ingress")?;
+    tell_triggers(broker, &triggers, shutdown).await.context("the tags cannot be told to the ingress")?;
     let searches = sweep::Settings {
         sweep_interval: settings.sweep_interval,
         feed_interval: settings.feed_interval,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use defender_bridge::broker::PUBLISH_LIMIT;
 use defender_bridge::containment::{Guard, Policy};
 use defender_bridge::simulator::Fault;
 use defender_bridge::simulator::cognito::{BulkHost, FINANCE_HOST, HR_HOST};
@@ -65,6 +66,22 @@ async fn an_alarm_of_the_broker_holds_isolations_up_and_costs_none() {
     hosts.settled(untold, "mde:isolation=isolated").await;
     assert!(hosts.is_isolated(FINANCE_WORKSTATION) && !hosts.is_isolated(HR_WORKSTATION));
     assert_eq!(hosts.isolate_posts(), 3);
+    hosts.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs RabbitMQ"]
+async fn a_worker_that_starts_during_an_alarm_works_after_it() {
+    let _turn = TURN.lock().await;
+    let node = Node::start().await;
+    node.ctl(&["set_vm_memory_high_watermark", "0"]).await;
+    let (hosts, ()) = tokio::join!(hosts_at(&node), async {
+        // Longer than it waits for one message to be stored.
+        sleep(PUBLISH_LIMIT * 2).await;
+        node.ctl(&["set_vm_memory_high_watermark", "0.8"]).await;
+    });
+    hosts.brain.add_tag(HR_HOST, "block", ANALYST).unwrap();
+    hosts.settled(HR_HOST, "mde:isolation=isolated").await;
     hosts.stop().await;
 }
 
