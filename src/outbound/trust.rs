@@ -1,4 +1,4 @@
-//! Whom a client trusts that was given certificates of its own.
+//! Whom a client trusts that was given certificates of its own (`ca_file` of `cognito.md` 3.6).
 //!
 //! The TLS library never takes a certificate that says of itself that it is an authority's for that of a server. Self-signed
 //! ones mostly say so, those of appliances too; one that is given itself, to the byte, is trusted all the same, as other

@@ -58,6 +58,11 @@ impl Node {
         assert!(sent.success(), "{signal} {pid}");
     }
 
+    /// Turns its memory alarm on or off: while it is on the node takes no messages.
+    pub async fn alarm(&self, on: bool) {
+        self.ctl(&["set_vm_memory_high_watermark", if on { "0" } else { "0.8" }]).await;
+    }
+
     /// `rabbitmqctl`.
     pub async fn ctl(&self, arguments: &[&str]) -> String {
         self.run("ctl", arguments.iter().map(|argument| (*argument).to_owned()).collect()).await

@@ -10,7 +10,7 @@ use defender_bridge::simulator::scenario::{
 };
 use tokio::time::{Instant, sleep};
 
-use super::{ANALYST, Hosts, PATIENCE, TICK, policy};
+use super::{ANALYST, Hosts, TICK, policy};
 use crate::breakable::{Node, TURN, Witness};
 use crate::bridge::{Options, Queue};
 use crate::spawned::Role;
@@ -50,7 +50,7 @@ async fn an_alarm_of_the_broker_holds_isolations_up_and_costs_none() {
     hosts.tag(FINANCE_HOST, "block").await;
     hosts.tag(HR_HOST, "unblock").await;
     control.reached("hosts/{id}", 2).await;
-    node.ctl(&["set_vm_memory_high_watermark", "0"]).await;
+    node.alarm(true).await;
     hosts.is_refused().await;
     control.clear_faults();
     // Nobody can tell the bridge of this one.
@@ -62,7 +62,7 @@ async fn an_alarm_of_the_broker_holds_isolations_up_and_costs_none() {
         assert_eq!(hosts.isolate_posts(), 1, "none but the one before the alarm");
         sleep(TICK).await;
     }
-    node.ctl(&["set_vm_memory_high_watermark", "0.8"]).await;
+    node.alarm(false).await;
     hosts.settled(FINANCE_HOST, "mde:isolation=isolated").await;
     hosts.settled(HR_HOST, "mde:isolation=released").await;
     hosts.settled(untold, "mde:isolation=isolated").await;
@@ -90,10 +90,10 @@ async fn a_worker_that_starts_during_an_alarm_waits_for_its_end() {
     };
     // What it needs at the broker is there since then.
     worker().start().await.stop().await;
-    node.ctl(&["set_vm_memory_high_watermark", "0"]).await;
+    node.alarm(true).await;
     let mut started = worker().spawn();
     started.logged("the tags cannot be told to the ingress yet").await;
-    node.ctl(&["set_vm_memory_high_watermark", "0.8"]).await;
+    node.alarm(false).await;
     started.serving().await;
     started.stop().await;
 }
@@ -112,11 +112,7 @@ async fn a_broker_killed_amid_isolations_costs_none_and_doubles_none() {
     for host in &machines {
         hosts.tag(host.id, "block").await;
     }
-    let until = Instant::now() + PATIENCE;
-    while hosts.isolate_posts() < COUNT / 4 {
-        assert!(Instant::now() < until, "only {} isolations", hosts.isolate_posts());
-        sleep(TICK).await;
-    }
+    control.reached("machines/{id}/isolate", COUNT as u64 / 4).await;
     node.kill().await;
     let before = hosts.isolate_posts();
     node.launch().await;
